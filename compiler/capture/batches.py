@@ -1,0 +1,120 @@
+"""What a batch means: which part of it is forward arguments and which is labels.
+
+Calibration data is an iterable of a tensor, a tuple of forward arguments, or a dict of them.
+Training data is an iterable of a tensor or dict (a dict's `labels` are its labels), or of a
+2-sequence (batch, labels) whose batch is a tensor, a tuple of forward arguments, or a dict.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import PrunecError
+
+Device = torch.device | str | None
+
+_PLACED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+class BatchError(PrunecError):
+    """A batch of calibration or training data has none of the accepted forms."""
+
+
+def forward_arguments(item: Any, device: Device = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The positional and keyword arguments of one calibration item, moved to `device`.
+
+    A list means what a tuple does, because a DataLoader collates tuples into lists. A dict is
+    passed on whole, `labels` included.
+
+    Raises:
+        BatchError: the item is no tensor, tuple or dict, or is empty.
+    """
+    if isinstance(item, Tensor):
+        return (to_device(item, device),), {}
+    if isinstance(item, Mapping):
+        if not item or not all(isinstance(key, str) for key in item):
+            raise BatchError(
+                f"A dict batch with keys {list(item)} cannot be passed to forward:"
+                " its keys must be the names of forward's arguments."
+            )
+        return (), {key: to_device(value, device) for key, value in item.items()}
+    if isinstance(item, (tuple, list)) and item:
+        return tuple(to_device(value, device) for value in item), {}
+    raise BatchError(
+        f"A batch must be a tensor, a tuple of forward arguments or a dict of them, not"
+        f" {_form(item)}: convert it, with torch.as_tensor for numbers."
+    )
+
+
+def split_batch(
+    batch: Any, device: Device = None
+) -> tuple[tuple[Any, ...], dict[str, Any], Tensor | None]:
+    """The positional arguments, keyword arguments and labels of one training batch, on `device`.
+
+    A sequence of one is an unlabelled batch, as `DataLoader(TensorDataset(x))` yields it. Several
+    positional arguments without labels are `((a, b), None)`.
+
+    Raises:
+        BatchError: a sequence of another length than 1 or 2, labels that are no tensor, labels
+            given twice, or forward arguments that `forward_arguments` refuses.
+    """
+    labels: Any = None
+    if isinstance(batch, (tuple, list)):
+        if len(batch) not in (1, 2):
+            raise BatchError(
+                f"A training batch of {len(batch)} items is ambiguous: give (batch, labels), with"
+                " several forward arguments as a tuple or dict inside it, as in ((a, b), labels)."
+            )
+        batch, labels = batch if len(batch) == 2 else (batch[0], None)
+    if isinstance(batch, Mapping) and "labels" in batch:
+        if labels is not None:
+            raise BatchError(
+                "A training batch has labels both beside its dict and inside it: drop one of them."
+            )
+        labels = batch["labels"]
+        batch = {key: value for key, value in batch.items() if key != "labels"}
+    if labels is not None and not isinstance(labels, Tensor):
+        raise BatchError(
+            f"Labels must be a tensor or None, not {_form(labels)}: use torch.as_tensor, or"
+            " ((a, b), None) for a batch of two forward arguments without labels."
+        )
+    args, kwargs = forward_arguments(batch, device)
+    return args, kwargs, to_device(labels, device)
+
+
+def named_arguments(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """The arguments by the names that `model.forward` gives them.
+
+    Positional ones beyond the named parameters (`*args`) are left out.
+    """
+    parameters = inspect.signature(model.forward).parameters.values()
+    names = [p.name for p in parameters if p.kind in _PLACED]
+    return dict(zip(names, args, strict=False)) | kwargs
+
+
+def to_device(value: Any, device: Device) -> Any:
+    """`value` with every tensor in its tuples, lists and dicts on `device`; None moves nothing."""
+    if device is None:
+        return value
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: to_device(item, device) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(to_device(item, device) for item in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(to_device(item, device) for item in value)
+    return value
+
+
+def _form(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"a {type(value).__name__}"

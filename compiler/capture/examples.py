@@ -1,0 +1,64 @@
+"""Example inputs: batches of one are widened before export, fresh inputs are drawn like them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+
+def batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+    """The size of axis 0 that the tensor inputs share (the most frequent one), None without any."""
+    sizes = [t.shape[0] for t in pytree.tree_leaves((args, kwargs)) if _batched(t)]
+    return max(set(sizes), key=lambda s: (sizes.count(s), s)) if sizes else None
+
+
+def _batched(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.dim() > 0
+
+
+def widen(args: tuple[Any, ...], kwargs: dict[str, Any], to: int = 3) -> tuple[Any, Any]:
+    """Repeat inputs of batch 1 to `to` rows, so that export does not fix the batch at 1.
+
+    Every tensor input with axis 0 of size 1 is repeated, when that is the common batch.
+    """
+    if batch_size(args, kwargs) != 1:
+        return args, kwargs
+    return resized(args, kwargs, to)
+
+
+def resized(args: tuple[Any, ...], kwargs: dict[str, Any], batch: int) -> tuple[Any, Any]:
+    """The inputs at another batch size: rows are repeated in turn, or dropped."""
+    own = batch_size(args, kwargs)
+
+    def change(x: Any) -> Any:
+        if not _batched(x) or x.shape[0] != own:
+            return x
+        rows = torch.arange(batch, device=x.device) % own
+        return x.index_select(0, rows)
+
+    return pytree.tree_map(change, (args, kwargs))
+
+
+def fresh_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], seed: int) -> tuple[Any, Any]:
+    """New inputs like the example: integers and booleans resampled from its own values (per
+    tensor), floats drawn by its mean and spread. Deterministic under `seed`."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(x: Any) -> Any:
+        if not isinstance(x, Tensor) or x.numel() == 0:
+            return x
+        if x.is_floating_point():
+            mean, spread = x.float().mean(), x.float().std(correction=0)
+            if x.numel() == 1 or not torch.isfinite(spread):
+                return x
+            noise = torch.randn(x.shape, generator=generator)
+            return (noise.to(x.device) * spread + mean).to(x.dtype)
+        if x.is_complex():
+            return x
+        pick = torch.randint(x.numel(), (x.numel(),), generator=generator).to(x.device)
+        return x.reshape(-1)[pick].reshape(x.shape)
+
+    return pytree.tree_map(draw, (args, kwargs))

@@ -1,0 +1,131 @@
+"""torch.export, tried from the most to the least general: dynamic batch, static, draft."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from ..errors import CaptureError
+
+REMEDIES = (
+    (r"data-dependent|GuardOnDataDependent|Could not guard|unbacked",
+     "its Python control flow depends on tensor values; move that branch out of forward, or "
+     "replace it with torch.where / torch.cond"),
+    (r"DynamicCache|unsupported.*Cache|past_key_values",
+     "it returns or takes a key-value cache; pass use_cache=False in kwargs"),
+    (r"numpy", "it converts tensors to numpy; use torch operations instead"),
+    (r"missing \d+ required positional|unexpected keyword|required positional",
+     "the example inputs do not fit its forward; pass the arguments it needs"),
+    (r"pytree|unflatten|unsupported.*type|dataclass",
+     "it takes or returns a type torch.export does not know; register it with "
+     "torch.export.register_dataclass"),
+)
+
+
+def export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any = None
+) -> tuple[Any, str]:
+    """The model's ExportedProgram and how it was had.
+
+    `dynamic_shapes` None asks for a dynamic batch (and sequence, for integer token inputs); a
+    given value is used as it is. Raises CaptureError with the construct and the remedy.
+    """
+    attempts: list[tuple[str, Any]] = []
+    if dynamic_shapes is not None:
+        attempts.append(("torch.export (dynamic_shapes as given)", dynamic_shapes))
+    else:
+        attempts.append(("torch.export, dynamic batch", automatic_shapes(model, args, kwargs)))
+        attempts.append(("torch.export, static shapes", None))
+    errors: list[Exception] = []
+    with _quiet(), _no_fast_path():
+        for how, shapes in attempts:
+            try:
+                return torch.export.export(
+                    model, args, kwargs, dynamic_shapes=shapes, strict=False
+                ), how
+            except Exception as error:  # torch.export raises many kinds
+                errors.append(error)
+        try:
+            program = torch.export.draft_export(model, args, kwargs, strict=False)
+            return program, "torch.export.draft_export, static shapes"
+        except Exception as error:
+            errors.append(error)
+    raise CaptureError(explain(model, errors[-2] if len(errors) > 1 else errors[-1])) from errors[0]
+
+
+def automatic_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Axis 0 of every tensor input, and axis 1 of integer matrices (tokens), left to torch."""
+    auto = torch.export.Dim.AUTO
+
+    def shape(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return None
+        if x.dim() == 2 and not x.is_floating_point():
+            return {0: auto, 1: auto}
+        return {0: auto} if x.dim() > 0 else {}
+
+    bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    return {
+        name: pytree.tree_map(shape, value, is_leaf=lambda x: x is None)
+        for name, value in bound.items()
+    }
+
+
+@contextlib.contextmanager
+def _no_fast_path() -> Iterator[None]:
+    """nn.TransformerEncoder's fused kernels hide its structure: capture the plain path."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.export prints whole graphs on failure; the error says what matters."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def explain(model: nn.Module, error: Exception) -> str:
+    """One sentence: what could not be captured, where in the user's source, and the remedy."""
+    text = str(error)
+    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    remedy = "simplify the construct, or capture the submodule that holds the weights instead"
+    for pattern, advice in REMEDIES:
+        if re.search(pattern, text, re.IGNORECASE):
+            remedy = advice
+            break
+    places = [
+        f"{path.rsplit('/', 1)[-1]}:{line}"
+        for path, line in re.findall(r'File "([^"]+)", line (\d+)', text)
+        if "/torch/" not in path
+    ]
+    if not places:
+        frame = error.__traceback__
+        while frame is not None:
+            path = frame.tb_frame.f_code.co_filename
+            if "/torch/" not in path and "prunec" not in path and "/compiler/" not in path:
+                places.append(f"{path.rsplit('/', 1)[-1]}:{frame.tb_lineno}")
+            frame = frame.tb_next
+    where = f" at {places[-1]}" if places else ""
+    return f"{type(model).__name__} cannot be captured{where}: {first[:300]} Remedy: {remedy}."

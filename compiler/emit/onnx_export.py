@@ -1,0 +1,243 @@
+"""A torch model as a checked .onnx file: exported, compared with the model, then put in place."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import io
+import logging
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from ..errors import ExportError
+from ..measure.batch import batch_size, resize_batch
+from ..measure.eval_mode import eval_mode
+from .onnx_names import bind, in_order, input_tensors, output_tensors, rename
+from .onnx_parity import prove_parity
+
+# Protobuf ends at 2 GiB; beyond this many bytes the weights lie in a file beside the model.
+_EXTERNAL_ABOVE = 1_800_000_000
+
+# Core ATen comes second: it splits fused ops, but some graphs convert only that way (a `reshape`
+# of a permuted tensor, as in Swin's shifted windows, becomes a `view` that does not fit).
+_ATTEMPTS = (("batch", False), ("batch", True), (None, False), (None, True))
+
+
+@dataclasses.dataclass(frozen=True)
+class OnnxReport:
+    """What was exported and how far it is from the model.
+
+    `bytes` counts the model file and its data file. `inputs` and `outputs` are names in order.
+    `max_abs_error` and `max_rel_error` are the worst over all outputs and all batch sizes tried;
+    the relative one is against the largest value of the output.
+    """
+
+    path: str
+    opset: int
+    bytes: int
+    inputs: list[str]
+    outputs: list[str]
+    dynamic_batch: bool
+    max_abs_error: float
+    max_rel_error: float
+    notes: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON types."""
+        return dataclasses.asdict(self)
+
+
+def export_onnx(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None,
+    path: Path | str,
+    *,
+    opset: int | None = None,
+    dynamic_batch: bool = True,
+    tolerance: float = 1e-3,
+) -> OnnxReport:
+    """Export `module` to `path`, after proving the file against the module with onnxruntime.
+
+    `args`, `kwargs`: one call of `module.forward`. Tensors become inputs, named as the arguments;
+    anything else (flags, None, sizes) is baked in. Outputs are the tensors of the result, named by
+    their path in it. Axis 0 of every input that has the batch size there becomes dynamic, unless
+    the exporter cannot: then the batch is fixed and `notes` says why. `opset`: the exporter's
+    choice when None. `tolerance`: largest relative error; half precision is granted 8 roundings.
+
+    Nothing appears at `path` that has not passed; weights above 1.8 GB go to "NAME.data" beside it.
+
+    Raises:
+        ExportError: the model cannot be exported, or the file disagrees with it.
+    """
+    _require("onnx", "onnxscript", "onnxruntime")
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise ExportError(f"There is no directory for {path.name}: create {path.parent} first.")
+    args, kwargs = tuple(args), in_order(module, tuple(args), dict(kwargs or {}))
+    batch = batch_size(args, kwargs)
+    notes: list[str] = []
+    failures: list[ExportError] = []
+    for axis, decompose in _ATTEMPTS:
+        if axis and not (dynamic_batch and batch):
+            continue
+        others = [size for size in (1, (batch or 0) + 1) if size != batch] if axis else []
+        # Beside the target, so that the final move stays within one file system.
+        with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as scratch:
+            draft = Path(scratch) / path.name
+            try:
+                with eval_mode(module), torch.no_grad():
+                    chosen = _write(module, args, kwargs, draft, opset, axis, decompose)
+                    parity = prove_parity(
+                        module, args, kwargs, draft, batches=[batch, *others], tolerance=tolerance
+                    )
+            except ExportError as failure:
+                failures.append(failure)
+                continue
+            size = _put_in_place(draft, path)
+        if failures and axis is None and dynamic_batch:
+            notes.append(f"the batch is fixed at {batch}: {failures[0]}")
+        if decompose:
+            notes.append("exported from core ATen: the exporter could not convert the fused ops")
+        return OnnxReport(
+            path=str(path),
+            opset=chosen,
+            bytes=size,
+            inputs=parity.inputs,
+            outputs=parity.outputs,
+            dynamic_batch=axis is not None,
+            max_abs_error=parity.max_abs_error,
+            max_rel_error=parity.max_rel_error,
+            notes=[*notes, *parity.notes],
+        )
+    # The plain attempt at a fixed batch tells most: the one after it is a workaround.
+    raise failures[-2]
+
+
+def _write(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    draft: Path,
+    opset: int | None,
+    axis: str | None,
+    decompose: bool,
+) -> int:
+    """Export to `draft`, with axis 0 named `axis` if given; return the opset."""
+    import onnx
+
+    if axis and batch_size(args, kwargs) == 1:
+        # torch.export takes a size of 1 for a constant.
+        args, kwargs = resize_batch(args, kwargs, 2)
+    outputs = list(output_tensors(module(*args, **kwargs)))
+    inputs = list(input_tensors(module, args, kwargs))
+    try:
+        with _quiet():
+            program = _convert(module, args, kwargs, opset, axis, decompose)
+    except Exception as error:  # the exporter raises whatever its many parts raise
+        raise ExportError(f"torch's ONNX exporter fails: {_cause(error)}") from error
+    model = program.model
+    rename(model, inputs, outputs)
+    if axis and not any(_is_symbolic(value.shape) for value in model.graph.inputs):
+        raise ExportError("the model's graph holds for one batch size only")
+    # Stack traces hold source paths, and weigh more than the graph.
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    with _quiet():
+        program.save(draft, external_data=weights > _EXTERNAL_ABOVE)
+    try:
+        onnx.checker.check_model(str(draft))
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"The exported file is no valid ONNX model: {_cause(error)}") from error
+    return model.opset_imports[""]
+
+
+def _convert(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    opset: int | None,
+    axis: str | None,
+    decompose: bool,
+) -> Any:
+    def axes(mark: Any) -> dict[str, Any] | None:
+        batch = batch_size(args, kwargs)
+
+        def of(leaf: Any) -> Any:
+            batched = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == batch
+            return {0: mark} if batched else None
+
+        return pytree.tree_map(of, bind(module, args, kwargs)) if axis else None
+
+    if not decompose:
+        return torch.onnx.export(
+            module, args, kwargs=kwargs or None, dynamo=True, verbose=False,
+            opset_version=opset, dynamic_shapes=axes(axis),
+        )  # fmt: skip
+    dynamic = axes(torch.export.Dim.DYNAMIC)
+    exported = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic)
+    return torch.onnx.export(
+        exported.run_decompositions(), dynamo=True, verbose=False,
+        opset_version=opset, dynamic_shapes=axes(axis),
+    )  # fmt: skip
+
+
+def _put_in_place(draft: Path, path: Path) -> int:
+    data, final_data = (Path(f"{file}.data") for file in (draft, path))
+    size = draft.stat().st_size
+    if data.exists():
+        size += data.stat().st_size
+        # Interrupted in between, no model stands beside the weights of another.
+        path.unlink(missing_ok=True)
+        os.replace(data, final_data)
+        os.replace(draft, path)
+    else:
+        os.replace(draft, path)
+        final_data.unlink(missing_ok=True)
+    return size
+
+
+def _is_symbolic(shape: Any) -> bool:
+    return shape is not None and len(shape) > 0 and not isinstance(shape[0], int)
+
+
+def _require(*packages: str) -> None:
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(f"ONNX export needs {', '.join(missing)}: `pip install prunec[onnx]`.")
+
+
+def _cause(error: BaseException) -> str:
+    """What lies at the bottom of the exporter's chain of errors, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = re.sub(r"\x1b\[\d+m", "", str(error)).split("\n")
+    said = [line.strip() for line in lines if line.strip()] or [type(error).__name__]
+    return " ".join(said[: 2 if said[0].endswith(":") else 1]).rstrip(".")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter and its optimiser print, warn and log about what is dealt with here."""
+    level = logging.root.manager.disable
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(level)

@@ -1,0 +1,51 @@
+"""Every error prunec raises on purpose: one sentence that names the thing and the remedy."""
+
+from __future__ import annotations
+
+
+class PrunecError(Exception):
+    """Base of all errors raised on purpose; the command prints it without a traceback."""
+
+
+class CaptureError(PrunecError):
+    """The model could not be captured as a graph."""
+
+
+class RuleError(PrunecError):
+    """An op rule was declared wrongly (unknown argument, duplicate name)."""
+
+
+class PlanError(PrunecError):
+    """A plan names dimensions or indices that the model does not have, or would change nothing."""
+
+
+class PassOrderError(PrunecError):
+    """A pass stands where its needs are not met; raised before anything runs."""
+
+
+class VerificationError(PrunecError):
+    """The dense model differs from its reference: the compile stops and nothing is written."""
+
+
+class TargetError(PrunecError):
+    """The target cannot be met; the message names what was reachable."""
+
+
+class QualityError(PrunecError):
+    """`evaluate` fell below `floor`: nothing is written."""
+
+
+class SourceError(PrunecError):
+    """MODEL or DATA could not be resolved."""
+
+
+class ArtifactError(PrunecError):
+    """An artifact directory is incomplete, altered, or of another format version."""
+
+
+class ExportError(PrunecError):
+    """ONNX export failed or its output disagrees with the model's."""
+
+
+class MeasureError(PrunecError):
+    """A timing was asked for that would not compare like with like, or cannot be run here."""

@@ -1,0 +1,56 @@
+"""The captured graph with its dimensions: what `capture` returns and every pass reads."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ..ir.program import Program
+from .dependency import dependency_graph
+from .dimensions import Dimension, find_dimensions
+from .explain import explain_table
+from .infer import infer
+from .rule import Inference
+
+if TYPE_CHECKING:
+    import networkx
+
+
+class Graph:
+    """A model as a graph of ATen calls whose axes carry dimension terms. Never changed by passes."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.inference: Inference = infer(program)
+        self.dimensions: dict[str, Dimension] = find_dimensions(program, self.inference)
+
+    @property
+    def source(self) -> nn.Module:
+        """The user's model, as it was handed in."""
+        return self.program.source
+
+    @property
+    def prunable(self) -> dict[str, Dimension]:
+        """The dimensions entries may be removed from, by name."""
+        return {name: d for name, d in self.dimensions.items() if d.blocked is None}
+
+    @cached_property
+    def dependency(self) -> networkx.Graph:
+        """The bipartite dependency graph: dimensions against tensor axes and nodes."""
+        return dependency_graph(self.program, self.inference, self.dimensions)
+
+    def explain(self) -> str:
+        """Every dimension: kind, size, members, exact or norm-coupled, or blocked because."""
+        return explain_table(self.program, self.inference, self.dimensions)
+
+    def __repr__(self) -> str:
+        nodes = len(self.program.graph.nodes)
+        return (
+            f"Graph({type(self.source).__name__}: {nodes} nodes, "
+            f"{len(self.prunable)} prunable dimensions)"
+        )
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Graph is not pickled; save a Result, or capture the model again")

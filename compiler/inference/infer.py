@@ -1,0 +1,100 @@
+"""Dimension inference: walk the graph once, apply each op's rule, freeze what has none."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..ir.program import Program, fake_value, shape_of, source_line
+from ..ir.terms import Fixed, Reason, block, fresh
+from .rule import (
+    Inference,
+    RuleContext,
+    bound_arguments,
+    consistent,
+    find_rule,
+    fixed_terms,
+    op_name,
+)
+
+
+def infer(program: Program) -> Inference:
+    """Give every axis of every value of the program a term.
+
+    Never raises for what it does not understand: an op without a rule, a rule that fails and a
+    rule whose answer does not fit the result's shape all freeze what they touch, with the reason.
+    """
+    inference = Inference()
+    for name, tensor in program.tensors.items():
+        inference.tensors[name] = [fresh(s) for s in tensor.shape]
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            inference.terms[node] = _input_terms(node)
+            inference.activations.add(node)
+        elif node.op == "get_attr":
+            inference.terms[node] = inference.tensors.get(str(node.target))
+        elif node.op == "call_function":
+            if any(n in inference.activations for n in node.all_input_nodes):
+                inference.activations.add(node)
+            inference.terms[node] = _call_terms(node, inference)
+        elif node.op == "output":
+            for x in node.all_input_nodes:
+                for axis, term in enumerate(_tensor_terms(inference, x)):
+                    block(term, Reason(f"model output (axis {axis})", x.name, source_line(x)))
+    return inference
+
+
+def _input_terms(node: fx.Node) -> Any:
+    value = fake_value(node)
+    if not isinstance(value, torch.Tensor):
+        return None
+    return [
+        Fixed(size, Reason(f"model input '{node.target}' (axis {axis})"))
+        for axis, size in enumerate(shape_of(value))
+    ]
+
+
+def _tensor_terms(inference: Inference, node: fx.Node) -> list[Any]:
+    terms = inference.terms.get(node)
+    return terms if isinstance(terms, list) else []
+
+
+def _call_terms(node: fx.Node, inference: Inference) -> Any:
+    if node.target is operator.getitem:
+        terms = inference.terms.get(node.args[0])  # type: ignore[arg-type]
+        index = node.args[1]
+        return terms[index] if isinstance(terms, tuple) and isinstance(index, int) else None
+    if not any(_tensor_terms(inference, n) for n in node.all_input_nodes) and not isinstance(
+        fake_value(node), (torch.Tensor, tuple, list)
+    ):
+        return None  # arithmetic on sizes
+    context = RuleContext(node, inference)
+    rule = find_rule(node.target)
+    if rule is None:
+        return _freeze(context, f"no rule for {op_name(node.target) or node.target}")
+    arguments = bound_arguments(node)
+    try:
+        terms = rule.function(context, *(arguments.get(name) for name in rule.arguments))
+    except Exception as error:  # a rule's mistake may cost compression, never correctness
+        inference.failures[node] = f"{type(error).__name__}: {error}"
+        return _freeze(context, f"the rule for {op_name(node.target)} failed")
+    if not consistent(terms, context.value):
+        inference.failures[node] = f"terms {terms} for {context.value}"
+        return _freeze(context, f"the rule for {op_name(node.target)} does not fit its result")
+    return terms
+
+
+def _freeze(context: RuleContext, text: str) -> Any:
+    inference = context.inference
+    for x in context.node.all_input_nodes:
+        terms = inference.terms.get(x)
+        for group in terms if isinstance(terms, tuple) else (terms,):
+            for term in group if isinstance(group, list) else ():
+                context.block(term, text)
+    inference.rewrites.pop(context.node, None)
+    inference.generated.pop(context.node, None)
+    inference.frozen[context.node] = context.reason(text)
+    return fixed_terms(context.value, context.reason(text))

@@ -1,0 +1,117 @@
+"""The captured program: a torch.fx graph of ATen calls, its tensors by name, its call signature."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+
+
+@dataclasses.dataclass
+class Program:
+    """A graph of ATen calls with everything needed to run it.
+
+    `graph`: placeholders are the flat inputs, `get_attr` targets are keys of `tensors`, the output
+    node holds a flat tuple. `tensors`: parameters, buffers and lifted constants by their fully
+    qualified name in the model; tied weights occur once. `aliases`: for a name in `tensors`, the
+    other names of the same tensor in the model. `bodies`: sub-graphs of higher-order ops that were
+    not inlined, by get_attr target.
+    """
+
+    graph: fx.Graph
+    tensors: dict[str, Tensor]
+    aliases: dict[str, tuple[str, ...]]
+    source: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    in_spec: pytree.TreeSpec
+    out_spec: pytree.TreeSpec
+    argument_names: list[str]
+    bodies: dict[str, nn.Module] = dataclasses.field(default_factory=dict)
+    dynamic: bool = False
+    how: str = "torch.export"
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    def flat_inputs(
+        self, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None
+    ) -> list[Any]:
+        """The placeholders' values for a call; the example inputs when no call is given."""
+        if args is None and kwargs is None:
+            args, kwargs = self.args, self.kwargs
+        given = dict(kwargs or {})
+        names = list(self.in_spec.child(1).context or [])
+        ordered = {name: given.pop(name) for name in names if name in given}
+        ordered.update(given)
+        flat, spec = pytree.tree_flatten((tuple(args or ()), ordered))
+        if spec.num_leaves != self.in_spec.num_leaves:
+            raise TypeError(
+                f"the call gives {spec.num_leaves} inputs where the captured graph has "
+                f"{self.in_spec.num_leaves}; call it as it was captured"
+            )
+        return flat
+
+    def device(self) -> torch.device:
+        """The device of the program: that of its first tensor, else of its first tensor input."""
+        for t in (*self.tensors.values(), *pytree.tree_leaves((self.args, self.kwargs))):
+            if isinstance(t, Tensor):
+                return t.device
+        return torch.device("cpu")
+
+
+def output_values(node_value: Any) -> list[Any]:
+    """The flat output values a program's output node carries."""
+    return list(node_value) if isinstance(node_value, (tuple, list)) else [node_value]
+
+
+def fake_value(node: fx.Node) -> Any:
+    """What the node yields, as a fake tensor (shape, dtype, device), a SymInt, or a tuple of them."""
+    return node.meta.get("val")
+
+
+def hint(size: Any) -> int | None:
+    """The integer a symbolic size had at capture; None when it depends on data."""
+    if isinstance(size, int):
+        return size
+    node = getattr(size, "node", None)
+    try:
+        value = node.hint if node is not None else None
+    except Exception:  # an unbacked symbol has no hint, and torch says so by raising
+        return None
+    return int(value) if value is not None else None
+
+
+def shape_of(value: Any) -> list[int | None]:
+    """The hinted shape of a fake tensor."""
+    return [hint(s) for s in value.shape]
+
+
+def is_symbolic(size: Any) -> bool:
+    """Whether a size was left dynamic by capture."""
+    return not isinstance(size, int)
+
+
+def source_line(node: fx.Node) -> str:
+    """`file.py:12` of the user's line that made the node: the last frame outside torch."""
+    trace = node.meta.get("stack_trace") or ""
+    found = ""
+    for line in trace.splitlines():
+        line = line.strip()
+        if line.startswith('File "') and '", line ' in line:
+            path, _, rest = line[6:].partition('", line ')
+            if "/torch/" in path or path.startswith("torch/"):
+                continue
+            found = f"{path.rsplit('/', 1)[-1]}:{rest.split(',')[0]}"
+    return found
+
+
+def module_path(node: fx.Node) -> str:
+    """The dotted name of the innermost module the node ran in; '' for the top."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = ""
+    for entry in stack.values():
+        if isinstance(entry, tuple) and isinstance(entry[0], str):
+            path = entry[0]
+    return "" if path.startswith("_empty_nn_module_stack") else path.split("@")[0]

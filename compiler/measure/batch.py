@@ -1,0 +1,43 @@
+"""The batch of a call: axis 0 of its first tensor, and the same call with another batch size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from ..errors import MeasureError
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+    """The length of axis 0 of the first tensor that has axes; None when there is no such tensor."""
+    for leaf in pytree.tree_leaves((args, kwargs)):
+        if isinstance(leaf, Tensor) and leaf.dim() > 0:
+            return leaf.shape[0]
+    return None
+
+
+def resize_batch(args: tuple[Any, ...], kwargs: dict[str, Any], batch: int) -> Arguments:
+    """The same call at another batch size, by repeating or cutting the examples it has.
+
+    Only tensors whose axis 0 equals the example batch change; everything else is passed on.
+
+    Raises:
+        MeasureError: `batch` is below 1, or the call has no batch (no tensor, or an empty one).
+    """
+    have = batch_size(args, kwargs)
+    if batch < 1:
+        raise MeasureError(f"A batch of {batch} cannot be run: ask for 1 or more.")
+    if not have:
+        raise MeasureError("The example inputs hold no tensor with a batch axis to resize.")
+
+    def resize(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.dim() == 0 or leaf.shape[0] != have:
+            return leaf
+        return leaf.index_select(0, torch.arange(batch, device=leaf.device) % have)
+
+    return pytree.tree_map(resize, (args, kwargs))

@@ -1,0 +1,84 @@
+"""From kept indices of dimensions to kept indices of tensor axes; the only code that cuts tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..ir.terms import Fixed, Product, Term, Var, resolve, variables
+
+Kept = Mapping[Var, Tensor]
+
+
+def term_indices(term: Term, kept: Kept) -> Tensor:
+    """The positions along an axis that remain (int64): `kept` gives, per variable, the entries that
+    stay, in the order they shall have. A permutation of all entries permutes the axis."""
+    term = resolve(term)
+    if isinstance(term, Var):
+        found = kept.get(term)
+        return torch.arange(term.size) if found is None else found
+    if isinstance(term, Fixed):
+        return torch.arange(term.size or 0)
+    if isinstance(term, Product):
+        flat = torch.zeros(1, dtype=torch.int64)
+        for factor in term.factors:
+            flat = (flat[:, None] * (factor.size or 0) + term_indices(factor, kept)).reshape(-1)
+        return flat
+    pieces: list[Tensor] = []
+    offset = 0
+    for part in term.parts:
+        pieces.append(term_indices(part, kept) + offset)
+        offset += part.size or 0
+    return torch.cat(pieces)
+
+
+def term_labels(term: Term, var: Var) -> Tensor:
+    """For each position along an axis, the index of `var` it belongs to, -1 for none (int64)."""
+    term = resolve(term)
+    if term is var:
+        return torch.arange(var.size)
+    if isinstance(term, (Var, Fixed)):
+        return torch.full((term.size or 0,), -1, dtype=torch.int64)
+    if isinstance(term, Product):
+        flat = torch.full((1,), -1, dtype=torch.int64)
+        for factor in term.factors:
+            inner = term_labels(factor, var)
+            flat = torch.maximum(flat[:, None], inner[None, :]).reshape(-1)
+        return flat
+    return torch.cat([term_labels(part, var) for part in term.parts])
+
+
+def touches(terms: Sequence[Term], kept: Kept) -> bool:
+    """Whether any axis of a tensor carries one of the variables."""
+    return any(v in kept for term in terms for v in variables(term))
+
+
+def cut_tensor(tensor: Tensor, terms: Sequence[Term], kept: Kept) -> Tensor:
+    """A copy of the tensor with its axes cut (or permuted) to the kept indices.
+
+    A Parameter gives a Parameter with the same requires_grad. The source is never changed, and
+    the copy shares no memory with it.
+    """
+    data = tensor.detach()
+    for axis, term in enumerate(terms):
+        if any(v in kept for v in variables(term)):
+            data = data.index_select(axis, term_indices(term, kept).to(data.device))
+    if data.data_ptr() == tensor.data_ptr():
+        data = data.clone()
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(data, requires_grad=tensor.requires_grad)
+    return data
+
+
+def zero_tensor(tensor: Tensor, terms: Sequence[Term], kept: Kept) -> Tensor:
+    """The tensor with every slice of a removed entry set to zero (a copy where that changes it)."""
+    data = tensor.detach()
+    for axis, term in enumerate(terms):
+        if any(v in kept for v in variables(term)):
+            gone = torch.ones(data.shape[axis], dtype=torch.bool)
+            gone[term_indices(term, kept)] = False
+            where = gone.nonzero().reshape(-1).to(data.device)
+            data = data.index_fill(axis, where, 0)
+    return data

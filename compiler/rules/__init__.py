@@ -1,0 +1,29 @@
+"""The op table's rows, by family. Importing this package fills the table."""
+
+from . import (
+    attention,
+    contract,
+    convolution,
+    create,
+    index,
+    normalize,
+    pointwise,
+    recurrent,
+    reduce,
+    spatial,
+    view,
+)
+
+__all__ = [
+    "attention",
+    "contract",
+    "convolution",
+    "create",
+    "index",
+    "normalize",
+    "pointwise",
+    "recurrent",
+    "reduce",
+    "spatial",
+    "view",
+]

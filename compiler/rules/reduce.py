@@ -1,0 +1,135 @@
+"""Reductions. A sum is exact where removed entries are zero; a mean, norm or extremum is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..inference.rule import RuleContext, Terms, op_rule
+from ..ir.terms import UNIT, resolve
+
+
+def reduced_axes(c: RuleContext, x: Any, dim: Any) -> list[int]:
+    """The axes a reduction runs over, non-negative; no `dim` means all."""
+    rank = len(c.terms(x))
+    if dim is None or (isinstance(dim, (list, tuple)) and not dim):
+        return list(range(rank))
+    return [c.axis(d, rank) for d in (dim if isinstance(dim, (list, tuple)) else [dim])]
+
+
+def remaining(c: RuleContext, x: Any, axes: list[int], keepdim: Any) -> Terms:
+    """The terms left by a reduction over `axes`."""
+    terms = c.terms(x)
+    if keepdim:
+        return [UNIT if i in axes else t for i, t in enumerate(terms)]
+    return [t for i, t in enumerate(terms) if i not in axes]
+
+
+@op_rule("aten::sum")
+def sum_(c: RuleContext, x: Any, dim: Any, keepdim: Any) -> Terms:
+    axes = reduced_axes(c, x, dim)
+    out = remaining(c, x, axes, keepdim)
+    for axis in axes:
+        c.contract(c.terms(x)[axis], [(x, axis)], out, counted=False)
+    return out
+
+
+@op_rule(
+    "aten::mean", "aten::var", "aten::std", "aten::amax", "aten::amin", "aten::logsumexp",
+    "aten::linalg_vector_norm", "aten::norm", "aten::prod", "aten::any", "aten::all",
+    "aten::nansum", "aten::nanmean", "aten::count_nonzero", "aten::frobenius_norm",
+)
+def statistic(c: RuleContext, x: Any, dim: Any, keepdim: Any) -> Terms:
+    axes = reduced_axes(c, x, dim)
+    for axis in axes:
+        c.statistic(c.terms(x)[axis], f"{c.node.target._schema.name.split('::')[1]} over it")
+    return remaining(c, x, axes, keepdim)
+
+
+@op_rule("aten::var_mean", "aten::std_mean", "aten::aminmax")
+def two_statistics(c: RuleContext, x: Any, dim: Any, keepdim: Any) -> Any:
+    out = statistic(c, x, dim, keepdim)
+    return out, list(out)
+
+
+@op_rule("aten::max", "aten::min")
+def extremum(c: RuleContext, x: Any, dim: Any, keepdim: Any, other: Any) -> Any:
+    if other is not None:
+        from .pointwise import pointwise
+
+        return pointwise(c)
+    if dim is None:
+        return statistic(c, x, None, False)
+    axes = reduced_axes(c, x, dim)
+    c.block(c.terms(x)[axes[0]], "the index of an entry is taken")
+    out = remaining(c, x, axes, keepdim)
+    return out, list(out)
+
+
+@op_rule("aten::argmax", "aten::argmin")
+def arg_extremum(c: RuleContext, x: Any, dim: Any, keepdim: Any) -> Terms:
+    axes = reduced_axes(c, x, dim)
+    for axis in axes:
+        c.block(c.terms(x)[axis], "the index of an entry is taken")
+    return remaining(c, x, axes, keepdim)
+
+
+@op_rule("aten::cumsum", "aten::cumprod", "aten::logcumsumexp", "aten::diff")
+def ordered(c: RuleContext, x: Any, dim: Any) -> Terms:
+    terms = c.terms(x)
+    axis = c.axis(-1 if dim is None else dim, len(terms))
+    c.block(terms[axis], "its order matters")
+    terms[axis] = c.fixed(c.out_shape[axis], "its order matters") if terms else UNIT
+    return terms
+
+
+@op_rule("aten::cummax", "aten::cummin", "aten::topk", "aten::sort", "aten::kthvalue", "aten::mode")
+def ordered_pair(c: RuleContext, x: Any, dim: Any) -> Any:
+    terms = c.terms(x)
+    axis = c.axis(-1 if dim is None else dim, len(terms))
+    c.block(terms[axis], "its entries are ranked")
+    size = [len(v.shape) for v in c.value][0]
+    if size == len(terms):
+        terms[axis] = c.fixed(_size(c, axis), "ranked")
+    else:
+        terms.pop(axis)
+    return terms, list(terms)
+
+
+def _size(c: RuleContext, axis: int) -> int | None:
+    from ..ir.program import shape_of
+
+    return shape_of(c.value[0])[axis]
+
+
+@op_rule("aten::argsort")
+def argsort(c: RuleContext, x: Any, dim: Any) -> Terms:
+    terms = c.terms(x)
+    if terms:
+        c.block(terms[-1 if dim is None else dim], "its entries are ranked")
+    return terms
+
+
+@op_rule("aten::one_hot")
+def one_hot(c: RuleContext, x: Any) -> Terms:
+    return [*c.terms(x), c.fixed(c.out_shape[-1], "one-hot classes")]
+
+
+@op_rule("aten::histc", "aten::bincount", "aten::nonzero", "aten::unique", "aten::_unique2",
+         "aten::unique_dim", "aten::unique_consecutive")
+def counted(c: RuleContext, x: Any) -> Any:
+    from ..inference.rule import fixed_terms
+
+    c.block_all(x, "entries are counted or located")
+    return fixed_terms(c.value, c.reason("data dependent"))
+
+
+@op_rule("aten::cdist")
+def cdist(c: RuleContext, x1: Any, x2: Any) -> Terms:
+    s, t = c.terms(x1), c.terms(x2)
+    c.unify(s[-1], t[-1])
+    c.statistic(s[-1], "a distance over it")
+    for a, b in zip(s[:-2], t[:-2], strict=False):
+        if 1 not in (resolve(a).size, resolve(b).size):
+            c.unify(a, b)
+    lead = s[:-2] if len(s) >= len(t) else t[:-2]
+    return [*lead, s[-2], t[-2]]

@@ -1,0 +1,113 @@
+"""What a training run borrows and gives back: modes, device, random state, the good weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..compiler.capture.batches import Device
+from .distill_losses import DistillError
+
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@contextmanager
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Every module in train or eval mode; afterwards each is back in its own former mode."""
+    former = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in former:
+            module.training = mode
+
+
+@contextmanager
+def on_device(model: nn.Module, device: Device) -> Iterator[torch.device]:
+    """The model moved to `device`, which is given; afterwards it is back. None moves nothing."""
+    former = device_of(model)
+    if device is None:
+        yield former
+        return
+    model.to(device)
+    try:
+        yield device_of(model)
+    finally:
+        model.to(former)
+
+
+def teacher_on(teacher: nn.Module, device: Device) -> nn.Module:
+    """The teacher itself, or its copy where it would have to move: the original stays untouched."""
+    here = device_of(teacher)
+    if device is None or torch.empty(0, device=device).device == here:
+        return teacher
+    return copy.deepcopy(teacher).to(device)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's first parameter or buffer; the CPU where it has none."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """The random state seeded inside, and outside as if nothing had been drawn."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=list(devices)):
+        torch.manual_seed(seed)
+        yield
+
+
+class LastGood:
+    """A copy of what training changes: the trainable parameters, and the buffers (statistics)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.live: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        self.live += model.buffers()
+        self.kept = [tensor.detach().clone() for tensor in self.live]
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        for kept, live in zip(self.kept, self.live, strict=True):
+            kept.copy_(live)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for kept, live in zip(self.kept, self.live, strict=True):
+            live.copy_(kept)
+
+    def is_finite(self) -> bool:
+        """Whether the model, as it is now, has only finite parameters."""
+        return all(
+            bool(tensor.isfinite().all())
+            for tensor in self.live
+            if isinstance(tensor, nn.Parameter)
+        )
+
+
+def refuse_shared(student: nn.Module, teacher: nn.Module) -> None:
+    """Refuse a student whose training would write into the teacher's memory.
+
+    Raises:
+        DistillError: a trainable parameter or a running statistic lies in the teacher's storage.
+    """
+    owned = {_storage(tensor) for tensor in (*teacher.parameters(), *teacher.buffers())}
+    written = [(name, p) for name, p in student.named_parameters() if p.requires_grad]
+    written += [(name, b) for name, b in student.named_buffers() if name.endswith(_STATISTICS)]
+    for name, tensor in written:
+        if tensor.numel() and _storage(tensor) in owned:
+            raise DistillError(
+                f"The smaller model shares the memory of {name} with the original, which training"
+                " would change: distil a copy.deepcopy of it."
+            )
+
+
+def _storage(tensor: Tensor) -> tuple[torch.device, int]:
+    return tensor.device, tensor.untyped_storage().data_ptr()

@@ -1,0 +1,106 @@
+"""The meaning of batches: what is handed to forward, what is a label, and what is refused."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from prunec.compiler.capture.batches import (
+    BatchError,
+    forward_arguments,
+    named_arguments,
+    split_batch,
+    to_device,
+)
+
+x, mask, y = torch.randn(2, 3), torch.ones(2, 3), torch.tensor([0, 1])
+
+
+def test_calibration_forms() -> None:
+    assert forward_arguments(x) == ((x,), {})
+    assert forward_arguments((x, mask)) == ((x, mask), {})
+    assert forward_arguments([x, None]) == ((x, None), {})
+    assert forward_arguments({"input_ids": x, "labels": y}) == ((), {"input_ids": x, "labels": y})
+
+
+@pytest.mark.parametrize("item", [(), [], {}, {0: x}, None, "ab", 3])
+def test_calibration_refuses(item: object) -> None:
+    with pytest.raises(BatchError, match=r"names of forward|must be a tensor"):
+        forward_arguments(item)
+
+
+def test_training_forms() -> None:
+    assert split_batch(x) == ((x,), {}, None)
+    assert split_batch((x, y)) == ((x,), {}, y)
+    assert split_batch([x]) == ((x,), {}, None)
+    assert split_batch(((x, mask), y)) == ((x, mask), {}, y)
+    assert split_batch(((x, mask), None)) == ((x, mask), {}, None)
+    assert split_batch({"input_ids": x}) == ((), {"input_ids": x}, None)
+    assert split_batch(({"input_ids": x}, y)) == ((), {"input_ids": x}, y)
+
+
+def test_labels_of_a_dict_leave_the_callers_dict_alone() -> None:
+    batch = {"input_ids": x, "labels": y}
+    assert split_batch(batch) == ((), {"input_ids": x}, y)
+    assert set(batch) == {"input_ids", "labels"}
+    assert split_batch({"input_ids": x, "labels": None}) == ((), {"input_ids": x}, None)
+
+
+@pytest.mark.parametrize(
+    ("batch", "remedy"),
+    [
+        ((x, mask, y), r"batch of 3 items is ambiguous: give \(batch, labels\)"),
+        ((), "batch of 0 items"),
+        (({"input_ids": x, "labels": y}, y), "drop one of them"),
+        ((x, [0, 1]), r"not a list of 2: use torch\.as_tensor"),
+        ({"labels": y}, "names of forward's arguments"),
+        (("text", y), "not a str"),
+        (3, "not a int"),
+    ],
+)
+def test_training_refuses(batch: object, remedy: str) -> None:
+    with pytest.raises(BatchError, match=remedy):
+        split_batch(batch)
+
+
+def test_data_loaders_collate_into_the_accepted_forms() -> None:
+    (labelled,) = DataLoader(TensorDataset(x, y), batch_size=2)
+    (unlabelled,) = DataLoader(TensorDataset(x), batch_size=2)
+    args, _, labels = split_batch(labelled)
+    assert torch.equal(args[0], x)
+    assert labels is not None
+    assert torch.equal(labels, y)
+    args, _, labels = split_batch(unlabelled)
+    assert torch.equal(args[0], x)
+    assert labels is None
+
+
+def test_every_tensor_moves_and_nothing_else_changes() -> None:
+    # The meta device stands in for an accelerator: it is always there.
+    Pair = namedtuple("Pair", "first second")
+    moved = to_device({"a": [x, (mask, "s")], "p": Pair(y, None), "n": 3}, "meta")
+    assert moved["a"][0].is_meta
+    assert moved["a"][1][0].is_meta
+    assert moved["a"][1][1] == "s"
+    assert isinstance(moved["p"], Pair)
+    assert moved["p"].first.is_meta
+    assert moved["n"] == 3
+    args, kwargs, labels = split_batch(({"x": x}, y), "meta")
+    assert args == ()
+    assert kwargs["x"].is_meta
+    assert labels is not None
+    assert labels.is_meta
+    assert forward_arguments((x, mask), "meta")[0][1].is_meta
+
+
+def test_arguments_get_the_names_of_forward() -> None:
+    class Model(nn.Module):
+        def forward(self, ids, attention_mask=None, *rest, scale=1, **more):
+            return ids
+
+    named = named_arguments(Model(), (x, mask, y), {"scale": 2, "other": 3})
+    assert named == {"ids": x, "attention_mask": mask, "scale": 2, "other": 3}
