@@ -44,7 +44,7 @@ def load_data(
     model is run on, with `labels` where there is such a column. At most `max_samples` samples.
     Raises SourceError, with the remedy, for data that is absent, empty or cannot be read.
     """
-    name, _, column = spec.partition("#")
+    name, _, column = (spec, "", "") if Path(spec).is_file() else spec.partition("#")
     path = Path(name)
     rows: Iterable[Row]
     if path.is_file():
@@ -64,8 +64,14 @@ def load_data(
     if not samples:
         raise SourceError(f"{name} holds no samples: pass a file or split that is not empty")
     text_column = _text_column(name, samples[0], column)
-    texts = [str(row[text_column]) for row in samples]
-    return tokenized_batches(texts, _labels(name, samples, source), source, batch_size)
+    texts = [row.get(text_column) for row in samples]
+    if None in texts:
+        raise SourceError(
+            f"entry {texts.index(None) + 1} of {name} has nothing under {text_column!r}: fill it "
+            "in, or leave the entry out"
+        )
+    labels = _labels(name, samples, source)
+    return tokenized_batches([str(text) for text in texts], labels, source, batch_size)
 
 
 def _read_text(path: Path) -> Iterable[Row]:
@@ -89,7 +95,7 @@ def _read_json(path: Path) -> Iterable[Row]:
 
 def _object(path: Path, number: int, item: Any) -> Row:
     if not isinstance(item, dict):
-        raise SourceError(f"{path}: entry {number} is no JSON object: write {{\"text\": ...}}")
+        raise SourceError(f'{path}: entry {number} is no JSON object: write {{"text": "..."}}')
     return item
 
 
@@ -119,7 +125,7 @@ def _read_file(path: Path) -> Iterable[Row]:
 
 def _read_datasets(name: str, split: str) -> Iterable[Row]:
     try:
-        import datasets
+        import datasets  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise SourceError(
             f"{name} is no existing file; as an id of a data set it needs the package datasets: "
@@ -171,7 +177,7 @@ def _number(value: Any, known: Mapping[str, int]) -> float:
         if value in known:
             return known[value]
         return float(value) if "." in value else int(value)
-    return value if isinstance(value, (int, float)) else int(value)
+    return value if isinstance(value, float) else int(value)
 
 
 def _call_factory(spec: str, split: str) -> Any:

@@ -78,7 +78,9 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Non
 def _candidates(model: nn.Module, batch: int) -> Iterator[dict[str, Any]]:
     """From the least that could do to everything there is a maker for."""
     parameters = inspect.signature(model.forward).parameters
-    named = [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    named = [
+        n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
     required = [n for n in named if parameters[n].default is inspect.Parameter.empty]
     if not set(required) <= set(MAKERS):
         return

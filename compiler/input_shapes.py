@@ -75,7 +75,7 @@ def begins_with_embedding(model: nn.Module) -> bool:
 
 def vocabulary_size(model: nn.Module) -> int:
     """How many ids the model knows: by its configuration, else by its first embedding, else 2."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     size = getattr(text, "vocab_size", None)
     if isinstance(size, int) and size > 0:

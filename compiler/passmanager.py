@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, ClassVar
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
-
-if TYPE_CHECKING:
-    from .compilation import Compilation
+from .compilation import Compilation
+from .errors import PassOrderError, PlanError
+from .inference.graph import Graph
+from .report import PassReport
+from .result import Result
+from .verify.backends import check_backends
+from .verify.structure import check_finite, check_structure
 
 
 @dataclasses.dataclass
@@ -54,3 +60,97 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict) and len(value) <= 32:
         return {str(k): _plain(v) for k, v in value.items()}
     return type(value).__name__
+
+
+Callback = Callable[[Pass, PassResult, float], None]
+
+
+class PassManager:
+    """An ordered list of passes. The order is checked before anything runs.
+
+    `run` gives a Result; the graph and the model it was captured from are never changed.
+    """
+
+    def __init__(self, passes: Sequence[Pass], callback: Callback | None = None) -> None:
+        self.passes = list(passes)
+        self.callback = callback
+        check_order(self.passes)
+
+    def run(
+        self, graph: Graph, calibration: Sequence[Any] | None = None
+    ) -> Result:
+        """Run the passes, verifying after each.
+
+        `calibration`: unlabelled batches (tensor, tuple of arguments, or dict of them) on which
+        the dense model is also compared with its reference. Raises what a pass raises, PlanError
+        when nothing at all was changed, VerificationError when a pass left an invalid state.
+        """
+        from .capture.batches import forward_arguments
+
+        batches = [
+            graph.program.flat_inputs(*forward_arguments(item)) for item in calibration or ()
+        ]
+        state = Compilation(graph, batches)
+        reports: list[PassReport] = []
+        for step in self.passes:
+            start = time.perf_counter()
+            result = step.run(state)
+            state.facts.update(step.provides)
+            verify_state(state, result.changed)
+            seconds = time.perf_counter() - start
+            reports.append(
+                PassReport(step.name, step.options(), result.summary, result.details, seconds)
+            )
+            if self.callback is not None:
+                self.callback(step, result, seconds)
+        if not state.plan.kept and not state.plan.dead:
+            raise PlanError(
+                "the pipeline changed nothing: no dimension was pruned. Lower round_to, raise the "
+                "ratio, or widen include; `graph.explain()` lists what can be pruned."
+            )
+        return Result(state, reports)
+
+
+def check_order(passes: Sequence[Pass]) -> None:
+    """Raise PassOrderError, naming the pass, when a need is not met by an earlier pass."""
+    facts: dict[str, str] = {}
+    for step in passes:
+        if not isinstance(step, Pass):
+            raise PassOrderError(f"{step!r} is not a pass; pass instances of prunec.passes classes.")
+        for need in step.needs:
+            if need not in facts:
+                raise PassOrderError(
+                    f"{type(step).__name__} needs {need}, which no pass before it provides; put "
+                    f"{_providers(need)} before it."
+                )
+        for forbidden in step.forbids:
+            if forbidden in facts:
+                raise PassOrderError(
+                    f"{type(step).__name__} cannot stand after {facts[forbidden]}: the graph is "
+                    f"{forbidden} by then; move it before, or capture the result and prune again."
+                )
+        facts.update(dict.fromkeys(step.provides, type(step).__name__))
+
+
+def _providers(need: str) -> str:
+    known = {
+        "scores": "a score such as MagnitudeScore",
+        "plan": "PruneHeads or PruneChannels",
+        "dense": "SparseToDense",
+        "widths": "AllocateWidths",
+    }
+    return known.get(need, f"a pass that provides {need}")
+
+
+def verify_state(state: Compilation, changed: bool) -> None:
+    """What holds after every pass: a valid plan; once dense, consistent shapes, agreeing back ends
+    and finite weights."""
+    for name, kept in state.plan.kept.items():
+        dimension = state.graph.dimensions[name]
+        valid = kept == sorted(set(kept)) and kept and 0 <= kept[0] <= kept[-1] < dimension.size
+        if not valid or len(kept) < dimension.minimum:
+            raise PlanError(f"the plan for '{name}' is invalid: {len(kept)} entries kept.")
+    if state.dense is not None and changed:
+        check_structure(state.graph, state.dense.program, state.plan.combined())
+        check_finite(state.dense.model)
+        check_backends(state)

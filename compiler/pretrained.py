@@ -34,9 +34,7 @@ def load_transformers(
 
     local = Path(name).is_dir()
     try:
-        config = transformers.AutoConfig.from_pretrained(
-            name, trust_remote_code=trust_remote_code
-        )
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise _unreadable(name, local, error) from error
     architecture = next(iter(getattr(config, "architectures", None) or ()), "")
@@ -65,9 +63,9 @@ def load_transformers(
 
 
 def load_timm(name: str) -> nn.Module:
-    """A timm model with its pretrained weights, or random ones for `NAME#random`, in eval mode."""
+    """A timm model in eval mode, with its pretrained weights or, for `NAME#random`, random."""
     try:
-        import timm
+        import timm  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise SourceError(f"timm:{name} needs the package timm: pip install timm") from error
     plain, random = _without_suffix(name)
@@ -84,9 +82,9 @@ def load_timm(name: str) -> nn.Module:
 
 
 def load_torchvision(name: str) -> nn.Module:
-    """A torchvision model with its default weights, or random ones for `NAME#random`, in eval mode."""
+    """A torchvision model in eval mode, with its default weights or, for `NAME#random`, random."""
     try:
-        import torchvision
+        import torchvision  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise SourceError(
             f"torchvision:{name} needs the package torchvision: pip install torchvision"

@@ -125,7 +125,9 @@ def import_factory(spec: str) -> Any:
         raise
     if not hasattr(module, attribute):
         public = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        raise SourceError(f"{spec}: {module_name} has no {attribute!r}; it has: {', '.join(public)}")
+        raise SourceError(
+            f"{spec}: {module_name} has no {attribute!r}; it has: {', '.join(public)}"
+        )
     return getattr(module, attribute)
 
 

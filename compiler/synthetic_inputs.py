@@ -22,6 +22,17 @@ FRAMES_OF_VIDEO = 8
 FRAMES_OF_SPECTROGRAM = 200
 SAMPLES_OF_SOUND = 16_000
 
+# One thing under many names.
+_LENGTH_LIMITS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_target_positions",
+    "n_ctx",
+    "max_seq_len",
+    "seq_length",
+)
+_BINS = ("num_mel_bins", "input_feat_per_channel", "feature_projection_input_dim", "input_dim")
+
 Maker = Callable[[Any, int, Generator], Tensor]
 
 
@@ -49,10 +60,7 @@ def _text(config: Any, decoder: bool = False) -> Any:
 
 
 def _length(config: Any, wanted: int) -> int:
-    limit = _number(
-        config, "max_position_embeddings", "n_positions", "max_target_positions", "n_ctx",
-        "max_seq_len", "seq_length", "max_seq_length",
-    )
+    limit = _number(config, *_LENGTH_LIMITS)
     # RoBERTa and its kin number positions from 2.
     return wanted if limit is None else min(wanted, max(limit - 2, 1))
 
@@ -118,10 +126,7 @@ def _video(config: Any, batch: int, generator: Generator) -> Tensor:
 def _input_features(config: Any, batch: int, generator: Generator) -> Tensor:
     """Spectrograms. Whisper's kind has (batch, bins, time) of one fixed time."""
     audio = _section(config, "audio_config", "audio_encoder", "encoder_config", "encoder")
-    bins = _number(
-        audio, "num_mel_bins", "input_feat_per_channel", "feature_projection_input_dim",
-        "feat_extract_input_dim", "input_dim", "input_feat_size", "mel_bins",
-    ) or 80
+    bins = _number(audio, *_BINS) or 80
     positions = _number(audio, "max_source_positions")
     if positions and hasattr(audio, "num_mel_bins"):
         return torch.randn(batch, bins, 2 * positions, generator=generator)

@@ -29,22 +29,33 @@ def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
 
 @contextmanager
 def on_device(model: nn.Module, device: Device) -> Iterator[torch.device]:
-    """The model moved to `device`, which is given; afterwards it is back. None moves nothing."""
-    former = device_of(model)
-    if device is None:
-        yield former
+    """The model on `device`, which is given; afterwards back, in the memory it had before.
+
+    The same memory, because the dense graph and the module made from it share theirs. None, or
+    the device it is on, moves nothing.
+    """
+    here = device_of(model)
+    if device is None or _is_on(here, device):
+        yield here
         return
+    parameters = [(p, p.data) for p in model.parameters()]
+    buffers = [(m, name, b) for m in model.modules() for name, b in m.named_buffers(recurse=False)]
     model.to(device)
     try:
         yield device_of(model)
     finally:
-        model.to(former)
+        with torch.no_grad():
+            for parameter, former in parameters:
+                former.copy_(parameter.data)
+                parameter.data = former
+            for module, name, former in buffers:
+                former.copy_(module.get_buffer(name))
+                module._buffers[name] = former
 
 
 def teacher_on(teacher: nn.Module, device: Device) -> nn.Module:
     """The teacher itself, or its copy where it would have to move: the original stays untouched."""
-    here = device_of(teacher)
-    if device is None or torch.empty(0, device=device).device == here:
+    if device is None or _is_on(device_of(teacher), device):
         return teacher
     return copy.deepcopy(teacher).to(device)
 
@@ -107,6 +118,11 @@ def refuse_shared(student: nn.Module, teacher: nn.Module) -> None:
                 f"The smaller model shares the memory of {name} with the original, which training"
                 " would change: distil a copy.deepcopy of it."
             )
+
+
+def _is_on(here: torch.device, device: torch.device | str) -> bool:
+    """Whether `device` means `here`; "cuda" means the current CUDA device."""
+    return torch.empty(0, device=device).device == here
 
 
 def _storage(tensor: Tensor) -> tuple[torch.device, int]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader, TensorDataset
 
 from prunec.passes.distill import Distill
@@ -86,6 +87,24 @@ def test_the_first_step_is_adamws_on_the_textbook_gradient() -> None:
     assert student.weight.grad is None
 
 
+@pytest.mark.parametrize("clip", [None, 1e-3])
+def test_every_step_has_its_rate_and_a_clipped_gradient(clip: float | None) -> None:
+    rates, norms = [], []
+
+    def watch(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        gradients = [p.grad.norm() for g in optimizer.param_groups for p in g["params"]]
+        rates.append(optimizer.param_groups[0]["lr"])
+        norms.append(torch.stack(gradients).norm().item())
+
+    hook = register_optimizer_step_pre_hook(watch)
+    try:
+        distil(mlp(8), mlp(16), epochs=5, warmup=0.2, clip=clip, temperature=50.0, alpha=1.0)
+    finally:
+        hook.remove()
+    assert rates == pytest.approx([1e-2 * warmup_cosine(step, 10, 0.2) for step in range(10)])
+    assert all(norm < 1.01e-3 if clip else norm > 1e-2 for norm in norms)
+
+
 def test_the_teacher_is_untouched() -> None:
     teacher, student = mlp(16, dropout=0.5).train(), mlp(8)
     teacher[1].eval()  # a mixed state must come back as it was
@@ -158,10 +177,31 @@ def test_works_where_gradients_are_switched_off() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_device_and_back() -> None:
     teacher, student = mlp(16), mlp(8)
-    pointer = teacher[0].weight.data_ptr()
-    distil(student, teacher, device="cuda")
-    assert student[0].weight.device.type == "cpu"
-    assert teacher[0].weight.data_ptr() == pointer
+    kept = [*teacher.state_dict(keep_vars=True).values()]
+    live = [*student.state_dict(keep_vars=True).values()]
+    memory = [tensor.data_ptr() for tensor in kept + live]
+    before = weights(student)
+    assert distil(student, teacher, device="cuda").details["steps"] == 6
+    assert [tensor.data_ptr() for tensor in kept + live] == memory
+    assert same([t.detach() for t in live], weights(student))
+    assert not same(before, weights(student))
+
+
+def test_another_device_is_given_back_in_the_same_memory(monkeypatch) -> None:
+    # Without an accelerator, a second CPU device: the model moves by copying, as to any other.
+    monkeypatch.setattr("prunec.passes.distill_state._is_on", lambda here, device: False)
+    monkeypatch.setattr(nn.Module, "to", lambda self, device: self._apply(torch.clone))
+    teacher, student = mlp(16), mlp(8)
+    twin = mlp(8)
+    live = [*student.state_dict(keep_vars=True).values()]
+    memory = [tensor.data_ptr() for tensor in live]
+    kept = weights(teacher)
+    distil(student, teacher, device="cpu")
+    distil(twin, teacher)
+    assert [tensor.data_ptr() for tensor in live] == memory
+    assert same([t.detach() for t in live], weights(student))
+    assert same(weights(twin), weights(student))
+    assert same(kept, weights(teacher))
 
 
 def test_padding_does_not_count() -> None:
@@ -273,6 +313,13 @@ def test_refuses_to_train_in_the_teachers_memory() -> None:
     student[4].weight.data = teacher[4].weight.data[:, :]
     with pytest.raises(DistillError, match=r"memory of 4\.weight"):
         distil(student, teacher)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_steps_override_epochs(steps: int) -> None:
+    student = mlp(8)
+    details = distil(student, mlp(16), steps=steps).details
+    assert student[1].num_batches_tracked == len(details["loss_curve"]) == steps
 
 
 def test_a_generator_is_enough_for_a_number_of_steps() -> None:

@@ -55,7 +55,7 @@ def test_the_decision_of_the_first_batch_holds() -> None:
     objective = Objective()
     objective(S, T, Y, {})
     soft = objective(S, T, None, {})
-    assert objective.kind == "logits"
+    assert (objective.kind, objective.labels) == ("logits", "used")
     assert soft.item() == distillation_loss(S, T, temperature=4.0, alpha=0.5).item()
 
 
@@ -117,6 +117,8 @@ def test_the_class_axis_is_found() -> None:
     assert classes_last(torch.zeros(2, 3, 4), torch.zeros(2, 4)).shape == (2, 4, 3)
     assert classes_last(torch.zeros(2, 3, 4)).shape == (2, 3, 4)
     assert classes_last(torch.zeros(2)).shape == (2, 1)
+    square = torch.zeros(2, 3, 3)  # tokens by classes, as language models give them
+    assert classes_last(square, torch.zeros(2, 3)) is square
 
 
 def test_dense_prediction_is_torchs_cross_entropy() -> None:

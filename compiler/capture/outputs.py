@@ -25,6 +25,7 @@ def select_outputs(program: Program, outputs: Sequence[str | int] | str | int) -
     leaves, spec = pytree.tree_flatten(result)
     output.args = (tuple(values[i] for i in leaves),)
     program.out_spec = spec
+    program.selection = leaves
 
 
 def _follow(tree: Any, key: str | int) -> Any:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import io
 import logging
-import os
 import re
 import tempfile
 import warnings
@@ -22,8 +20,8 @@ from torch import Tensor, nn
 from ..errors import ExportError
 from ..measure.batch import batch_size, resize_batch
 from ..measure.eval_mode import eval_mode
-from .onnx_names import bind, in_order, input_tensors, output_tensors, rename
-from .onnx_parity import prove_parity
+from .onnx_names import bind, in_order, input_tensors, rename
+from .onnx_parity import prove_parity, reference_outputs
 
 # Protobuf ends at 2 GiB; beyond this many bytes the weights lie in a file beside the model.
 _EXTERNAL_ABOVE = 1_800_000_000
@@ -80,12 +78,14 @@ def export_onnx(
     Raises:
         ExportError: the model cannot be exported, or the file disagrees with it.
     """
-    _require("onnx", "onnxscript", "onnxruntime")
     path = Path(path)
     if not path.parent.is_dir():
         raise ExportError(f"There is no directory for {path.name}: create {path.parent} first.")
     args, kwargs = tuple(args), in_order(module, tuple(args), dict(kwargs or {}))
     batch = batch_size(args, kwargs)
+    inputs = list(input_tensors(module, args, kwargs))
+    with eval_mode(module), torch.no_grad():
+        outputs = list(reference_outputs(module, args, kwargs))
     notes: list[str] = []
     failures: list[ExportError] = []
     for axis, decompose in _ATTEMPTS:
@@ -97,7 +97,9 @@ def export_onnx(
             draft = Path(scratch) / path.name
             try:
                 with eval_mode(module), torch.no_grad():
-                    chosen = _write(module, args, kwargs, draft, opset, axis, decompose)
+                    program = _convert(module, args, kwargs, opset, axis, decompose)
+                    rename(program.model, inputs, outputs)
+                    chosen = _write(program, draft, opset)
                     parity = prove_parity(
                         module, args, kwargs, draft, batches=[batch, *others], tolerance=tolerance
                     )
@@ -108,7 +110,7 @@ def export_onnx(
         if failures and axis is None and dynamic_batch:
             notes.append(f"the batch is fixed at {batch}: {failures[0]}")
         if decompose:
-            notes.append("exported from core ATen: the exporter could not convert the fused ops")
+            notes.append(f"exported by way of core ATen: {failures[-1]}")
         return OnnxReport(
             path=str(path),
             opset=chosen,
@@ -124,32 +126,61 @@ def export_onnx(
     raise failures[-2]
 
 
-def _write(
+def _convert(
     module: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    draft: Path,
     opset: int | None,
     axis: str | None,
     decompose: bool,
-) -> int:
-    """Export to `draft`, with axis 0 named `axis` if given; return the opset."""
-    import onnx
-
+) -> Any:
+    """The exporter's ONNXProgram, with axis 0 of the batched inputs named `axis` if given."""
     if axis and batch_size(args, kwargs) == 1:
         # torch.export takes a size of 1 for a constant.
         args, kwargs = resize_batch(args, kwargs, 2)
-    outputs = list(output_tensors(module(*args, **kwargs)))
-    inputs = list(input_tensors(module, args, kwargs))
+    batch = batch_size(args, kwargs)
+
+    def axes(mark: Any) -> Any:
+        def of(leaf: Any) -> Any:
+            batched = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == batch
+            return {0: mark} if batched else None
+
+        return pytree.tree_map(of, bind(module, args, kwargs)) if axis else None
+
+    options: dict[str, Any] = {"dynamo": True, "verbose": False, "opset_version": opset}
     try:
         with _quiet():
-            program = _convert(module, args, kwargs, opset, axis, decompose)
+            if not decompose:
+                program = torch.onnx.export(
+                    module, args, kwargs=kwargs or None, dynamic_shapes=axes(axis), **options
+                )
+            else:
+                dynamic = axes(torch.export.Dim.DYNAMIC)
+                exported = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic)
+                core = exported.run_decompositions()
+                program = torch.onnx.export(core, dynamic_shapes=axes(axis), **options)
     except Exception as error:  # the exporter raises whatever its many parts raise
-        raise ExportError(f"torch's ONNX exporter fails: {_cause(error)}") from error
+        raise ExportError(
+            f"torch's ONNX exporter fails: {_cause(error)}; rewrite that part of the model, or"
+            " deliver it without ONNX."
+        ) from error
+    assert program is not None
+    if axis and not any(_is_symbolic(value.shape) for value in program.model.graph.inputs):
+        raise ExportError("The model's graph holds for one batch size only.")
+    return program
+
+
+def _write(program: Any, draft: Path, opset: int | None) -> int:
+    """Write and check the file; return its opset."""
+    import onnx
+
     model = program.model
-    rename(model, inputs, outputs)
-    if axis and not any(_is_symbolic(value.shape) for value in model.graph.inputs):
-        raise ExportError("the model's graph holds for one batch size only")
+    written = model.opset_imports[""]
+    if opset is not None and written != opset:
+        raise ExportError(
+            f"The exporter wrote opset {written} where {opset} was asked for: ask for {written},"
+            " or leave `opset` out."
+        )
     # Stack traces hold source paths, and weigh more than the graph.
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
@@ -159,38 +190,8 @@ def _write(
     try:
         onnx.checker.check_model(str(draft))
     except onnx.checker.ValidationError as error:
-        raise ExportError(f"The exported file is no valid ONNX model: {_cause(error)}") from error
-    return model.opset_imports[""]
-
-
-def _convert(
-    module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    opset: int | None,
-    axis: str | None,
-    decompose: bool,
-) -> Any:
-    def axes(mark: Any) -> dict[str, Any] | None:
-        batch = batch_size(args, kwargs)
-
-        def of(leaf: Any) -> Any:
-            batched = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == batch
-            return {0: mark} if batched else None
-
-        return pytree.tree_map(of, bind(module, args, kwargs)) if axis else None
-
-    if not decompose:
-        return torch.onnx.export(
-            module, args, kwargs=kwargs or None, dynamo=True, verbose=False,
-            opset_version=opset, dynamic_shapes=axes(axis),
-        )  # fmt: skip
-    dynamic = axes(torch.export.Dim.DYNAMIC)
-    exported = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic)
-    return torch.onnx.export(
-        exported.run_decompositions(), dynamo=True, verbose=False,
-        opset_version=opset, dynamic_shapes=axes(axis),
-    )  # fmt: skip
+        raise ExportError(f"The exported file is no valid ONNX model: {_cause(error)}.") from error
+    return written
 
 
 def _put_in_place(draft: Path, path: Path) -> int:
@@ -200,22 +201,16 @@ def _put_in_place(draft: Path, path: Path) -> int:
         size += data.stat().st_size
         # Interrupted in between, no model stands beside the weights of another.
         path.unlink(missing_ok=True)
-        os.replace(data, final_data)
-        os.replace(draft, path)
+        data.replace(final_data)
+        draft.replace(path)
     else:
-        os.replace(draft, path)
+        draft.replace(path)
         final_data.unlink(missing_ok=True)
     return size
 
 
 def _is_symbolic(shape: Any) -> bool:
     return shape is not None and len(shape) > 0 and not isinstance(shape[0], int)
-
-
-def _require(*packages: str) -> None:
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ExportError(f"ONNX export needs {', '.join(missing)}: `pip install prunec[onnx]`.")
 
 
 def _cause(error: BaseException) -> str:

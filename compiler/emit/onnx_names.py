@@ -67,8 +67,8 @@ def output_tensors(result: Any) -> dict[str, Tensor]:
         name = "_".join(path)
         if not isinstance(leaf, Tensor):
             raise ExportError(
-                f"The model returns a {type(leaf).__name__} ({name or 'its result'}), which ONNX"
-                " cannot hold: return tensors only, or choose outputs at capture (outputs=)."
+                f"The model returns a value of type {type(leaf).__name__}, which ONNX cannot hold:"
+                " return tensors only, or choose outputs at capture (outputs=)."
             )
         if not name[:1].isalpha():
             name = f"output_{name}" if name else "output"

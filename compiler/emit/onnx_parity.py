@@ -52,16 +52,15 @@ def prove_parity(
     for place, batch in enumerate(batches):
         call = (args, kwargs) if batch is None else resize_batch(args, kwargs, batch)
         try:
-            result = module(*call[0], **call[1])
-        except Exception as error:  # whatever the model's own code raises
+            expected = reference_outputs(module, *call)
+        except ExportError:
             if place == 0:
-                raise ExportError(f"The model fails on the example inputs: {error}.") from error
-            notes.append(f"batch {batch} was not compared: the model itself cannot run it")
+                raise
+            notes.append(f"batch {batch} was not compared: the model itself fails there")
             continue
-        expected = output_tensors(result)
         actual = session.run(input_tensors(module, *call))
         for name, a, b in zip(session.outputs, expected.values(), actual, strict=True):
-            where = f"output {name}" + ("" if batch is None else f" at batch {batch}")
+            where = f"output '{name}'" + ("" if batch is None else f" at batch {batch}")
             error_abs, error_rel = _errors(a, b, where)
             allowed = max(tolerance, _rounding(a.dtype))
             if error_rel > allowed:
@@ -74,6 +73,32 @@ def prove_parity(
     return Parity(session.inputs, session.outputs, worst_abs, worst_rel, notes)
 
 
+def reference_outputs(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Tensor]:
+    """What the model itself gives, by output name.
+
+    Raises:
+        ExportError: the model cannot run the call, gives NaN, or returns more than tensors.
+    """
+    try:
+        result = module(*args, **kwargs)
+    except Exception as error:  # whatever the model's own code raises
+        said = str(error).strip().partition("\n")[0].rstrip(".")
+        raise ExportError(
+            f"The model fails on the example inputs: {said}; give inputs that it can run, on its"
+            " device and in its dtype."
+        ) from error
+    outputs = output_tensors(result)
+    for name, value in outputs.items():
+        if value.is_floating_point() and value.isnan().any():
+            raise ExportError(
+                f"The model itself gives NaN in output '{name}': check its weights and the example"
+                " inputs."
+            )
+    return outputs
+
+
 def _errors(expected: Tensor, actual: Tensor, where: str) -> tuple[float, float]:
     if tuple(expected.shape) != tuple(actual.shape):
         raise ExportError(
@@ -83,10 +108,6 @@ def _errors(expected: Tensor, actual: Tensor, where: str) -> tuple[float, float]
     if expected.is_complex():
         expected = torch.view_as_real(expected.resolve_conj())
     a, b = expected.detach().cpu().double(), actual.double()
-    if a.isnan().any():
-        raise ExportError(
-            f"The model itself gives NaN in {where}: check its weights and the example inputs."
-        )
     if b.isnan().any():
         raise ExportError(
             f"The ONNX file gives NaN in {where} where the model does not: export in float32 or"

@@ -153,7 +153,8 @@ class _Zeros:
         """An in-place result lives on in the values it is a view of."""
         schema = getattr(node.target, "_schema", None)
         if schema is None or not schema.is_mutable or not node.args:
-                base: Any = node.args[0]
+            return
+        base: Any = node.args[0]
         while isinstance(base, fx.Node) and base.op == "call_function":
             self.alive[base] = self._alive(base) | (alive & self._carried(base))
             base = base.args[0] if base.args else None

@@ -18,7 +18,8 @@ class Program:
     node holds a flat tuple. `tensors`: parameters, buffers and lifted constants by their fully
     qualified name in the model; tied weights occur once. `aliases`: for a name in `tensors`, the
     other names of the same tensor in the model. `bodies`: sub-graphs of higher-order ops that were
-    not inlined, by get_attr target.
+    not inlined, by get_attr target. `selection`: with `outputs=`, which of the model's flat outputs
+    the program returns.
     """
 
     graph: fx.Graph
@@ -31,6 +32,7 @@ class Program:
     out_spec: pytree.TreeSpec
     argument_names: list[str]
     bodies: dict[str, nn.Module] = dataclasses.field(default_factory=dict)
+    selection: list[int] | None = None
     dynamic: bool = False
     how: str = "torch.export"
     notes: list[str] = dataclasses.field(default_factory=list)

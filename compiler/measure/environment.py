@@ -51,7 +51,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 def _version(library: str) -> str | None:
     module = sys.modules.get(library)
     if module is not None and isinstance(getattr(module, "__version__", None), str):
-        return module.__version__
+        return str(module.__version__)
     # onnxruntime-gpu and the like ship the module under another distribution name.
     for name in (library, f"{library}-gpu"):
         try:

@@ -1,0 +1,77 @@
+"""The state a pipeline of passes works on: the captured graph, the plan, and what came of them."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, fx, nn
+
+from .inference.graph import Graph
+from .ir.program import Program
+from .rewrite.plan import Plan
+from .rewrite.slicing import zero_tensor
+
+if TYPE_CHECKING:
+    from .verify.oracles import Check
+
+
+@dataclasses.dataclass
+class Dense:
+    """The rewritten model: its program, and the two back ends made from it.
+
+    The modules share their parameters with `program.tensors`, so training one trains all.
+    `module` is None where the module back end does not hold; `module_reason` says why in a line.
+    """
+
+    program: Program
+    graph_module: fx.GraphModule
+    module: nn.Module | None
+    module_reason: str
+    leaves: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def model(self) -> nn.Module:
+        """The user's class where it holds, the graph otherwise."""
+        return self.module if self.module is not None else self.graph_module
+
+
+class Compilation:
+    """What passes read and extend.
+
+    `graph` is the model as captured and never changes. `plan` says what goes; `scores` give each
+    dimension's entries their importance (float tensor of the dimension's size); `widths` how many
+    entries of a dimension stay. `dense` is there once SparseToDense has run. `calibration` is what
+    `compile` was given: unlabelled batches, flat inputs of the program.
+    """
+
+    def __init__(self, graph: Graph, calibration: list[list[Any]] | None = None) -> None:
+        self.graph = graph
+        self.plan = Plan(model=type(graph.source).__qualname__, graph=graph)
+        self.scores: dict[str, Tensor] | None = None
+        self.widths: dict[str, int] | None = None
+        self.dense: Dense | None = None
+        self.calibration = calibration or []
+        self.checks: list[Check] = []
+        self.notes: list[str] = []
+        self.facts: set[str] = set()
+
+    @property
+    def model(self) -> nn.Module:
+        """The model as it stands: dense, or a masked copy of the original before the rewrite."""
+        return self.dense.model if self.dense is not None else masked_model(self.graph, self.plan)
+
+
+def masked_model(graph: Graph, plan: Plan) -> nn.Module:
+    """A copy of the user's model with every slice of a planned removal set to zero."""
+    kept = plan.planned()
+    memo: dict[int, Any] = {}
+    for name, tensor in graph.program.tensors.items():
+        data = zero_tensor(tensor, graph.inference.tensors[name], kept)
+        data = data.clone() if data.data_ptr() == tensor.data_ptr() else data
+        if isinstance(tensor, nn.Parameter):
+            memo[id(tensor)] = nn.Parameter(data, tensor.requires_grad)
+        else:
+            memo[id(tensor)] = data
+    return copy.deepcopy(graph.source, memo)

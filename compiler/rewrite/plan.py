@@ -1,0 +1,198 @@
+"""The plan: kept indices per dimension and what else the rewrite did; static and serialisable."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import PlanError
+from ..inference.graph import Graph
+from ..ir.terms import Var, variables
+from .slicing import Kept, term_indices
+
+VERSION = 1
+
+
+@dataclasses.dataclass
+class Plan:
+    """What is removed.
+
+    `kept`: for each planned dimension, the entries that stay, ascending. `dead`: for each
+    dimension, entries that also go because they were already dead. `attributes`: per module path,
+    the integers the module back end changed, [old, new]. `constants`: tensors by name whose values
+    hold folded constants. `backend`: "module", "graph", or "" before the rewrite.
+    """
+
+    model: str = ""
+    kept: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    dead: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    attributes: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    constants: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    backend: str = ""
+    graph: Graph | None = dataclasses.field(default=None, repr=False, compare=False)
+    _slices: dict[str, dict[int, list[int]]] | None = dataclasses.field(default=None, repr=False)
+    _shapes: dict[str, list[int]] | None = dataclasses.field(default=None, repr=False)
+
+    def remove(self, name: str, entries: Tensor | list[int]) -> int:
+        """Plan to remove entries (indices of the original dimension); returns how many are new.
+
+        Raises PlanError for a dimension that is unknown or blocked, for indices out of range, and
+        when fewer than the dimension's minimum would stay.
+        """
+        dimension = self._dimension(name)
+        gone = {int(i) for i in entries}
+        if any(i < 0 or i >= dimension.size for i in gone):
+            raise PlanError(f"'{name}' has {dimension.size} entries; {sorted(gone)} is out of range.")
+        before = self.kept.get(name, list(range(dimension.size)))
+        after = [i for i in before if i not in gone]
+        if len(after) < dimension.minimum:
+            raise PlanError(
+                f"'{name}' must keep at least {dimension.minimum} of its {dimension.size} entries; "
+                f"this would leave {len(after)}."
+            )
+        if len(after) < dimension.size:
+            self.kept[name] = after
+        return len(before) - len(after)
+
+    def _dimension(self, name: str) -> Any:
+        if self.graph is None:
+            raise PlanError("this plan was loaded without a graph; capture the model and prune it.")
+        dimension = self.graph.dimensions.get(name)
+        if dimension is None:
+            raise PlanError(f"there is no dimension '{name}'; `graph.explain()` lists them.")
+        if dimension.blocked is not None:
+            raise PlanError(f"dimension '{name}' is blocked: {dimension.blocked}.")
+        return dimension
+
+    def planned(self) -> dict[Var, Tensor]:
+        """Kept indices per variable, planned removals only."""
+        return {self._var(name): torch.tensor(kept) for name, kept in self.kept.items()}
+
+    def combined(self) -> dict[Var, Tensor]:
+        """Kept indices per variable, planned removals and dead entries together."""
+        result = self.planned()
+        for name, gone in self.dead.items():
+            var = self._var(name)
+            before = result.get(var, torch.arange(var.size))
+            result[var] = before[~torch.isin(before, torch.tensor(gone))]
+        return result
+
+    def _var(self, name: str) -> Var:
+        var = self._dimension(name).var
+        assert var is not None
+        return var
+
+    def slices(self) -> dict[str, dict[int, Tensor]]:
+        """For each tensor that is cut: kept indices (int64) per axis. Tied names are all listed.
+
+        For exact dimensions, zeroing everything outside these slices in the original model gives
+        the masked model the dense one is equal to.
+        """
+        table = self._slices if self.graph is None else tensor_slices(self.graph, self.combined())
+        return {
+            name: {int(axis): torch.as_tensor(kept) for axis, kept in axes.items()}
+            for name, axes in (table or {}).items()
+        }
+
+    def shapes(self) -> dict[str, list[int]]:
+        """The original shapes of the tensors that are cut."""
+        if self.graph is None:
+            return dict(self._shapes or {})
+        program = self.graph.program
+        sizes = {name: list(t.shape) for name, t in program.tensors.items()}
+        for name, others in program.aliases.items():
+            sizes.update(dict.fromkeys(others, sizes.get(name, [])))
+        return {name: sizes[name] for name in self.slices()}
+
+    def to_json(self) -> str:
+        """The plan as JSON text; `from_json` gives an equal plan without a graph."""
+        return json.dumps(
+            {
+                "version": VERSION,
+                "model": self.model,
+                "backend": self.backend,
+                "kept": self.kept,
+                "dead": self.dead,
+                "attributes": self.attributes,
+                "constants": {n: _tensor_json(t) for n, t in self.constants.items()},
+                "slices": {
+                    name: {str(axis): kept.tolist() for axis, kept in axes.items()}
+                    for name, axes in self.slices().items()
+                },
+                "shapes": self.shapes(),
+            },
+            indent=1,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read `to_json`'s text. Raises PlanError when it is no plan, or of another version."""
+        try:
+            data = json.loads(text)
+            version = data["version"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise PlanError(f"this is not a plan: {error}.") from error
+        if version != VERSION:
+            raise PlanError(f"the plan has version {version}; this prunec reads version {VERSION}.")
+        return cls(
+            model=data["model"],
+            kept=data["kept"],
+            dead=data["dead"],
+            attributes=data["attributes"],
+            constants={n: _tensor_from(t) for n, t in data["constants"].items()},
+            backend=data["backend"],
+            _slices={
+                name: {int(axis): kept for axis, kept in axes.items()}
+                for name, axes in data["slices"].items()
+            },
+            _shapes=data["shapes"],
+        )
+
+
+def tensor_slices(graph: Graph, kept: Kept) -> dict[str, dict[int, Tensor]]:
+    """Kept indices per axis of every tensor that the plan cuts, under all its names."""
+    table: dict[str, dict[int, Tensor]] = {}
+    for name, terms in graph.inference.tensors.items():
+        axes = {
+            axis: term_indices(term, kept)
+            for axis, term in enumerate(terms)
+            if any(v in kept for v in variables(term))
+        }
+        if axes:
+            for known in (name, *graph.program.aliases.get(name, ())):
+                table[known] = axes
+    return table
+
+
+def check_fits(plan: Plan, model: nn.Module) -> None:
+    """Raise PlanError unless the model has the tensors the plan cuts, at their original shapes."""
+    own: Mapping[str, Tensor] = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    for name, shape in plan.shapes().items():
+        if name not in own:
+            raise PlanError(f"the plan cuts '{name}', which {type(model).__name__} does not have.")
+        if list(own[name].shape) != list(shape):
+            raise PlanError(
+                f"the plan expects '{name}' of shape {shape}, the model has "
+                f"{list(own[name].shape)}; apply it to a model of the original shapes."
+            )
+
+
+def _tensor_json(tensor: Tensor) -> dict[str, Any]:
+    return {
+        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "shape": list(tensor.shape),
+        "values": tensor.detach().double().reshape(-1).tolist(),
+    }
+
+
+def _tensor_from(data: dict[str, Any]) -> Tensor:
+    dtype = getattr(torch, data["dtype"])
+    return torch.tensor(data["values"], dtype=torch.float64).reshape(data["shape"]).to(dtype)

@@ -1,0 +1,71 @@
+"""How many entries stay, which ones, and which dimensions a pattern names."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import PlanError
+from ..inference.dimensions import Dimension
+
+
+def matches(dimension: Dimension, patterns: Sequence[str]) -> bool:
+    """Whether a shell pattern fits the dimension's name, its kind, or a tensor that carries it."""
+    names = (dimension.name, dimension.kind, *(tensor for tensor, _ in dimension.members))
+    return any(fnmatch.fnmatchcase(name, p) for p in patterns for name in names)
+
+
+def as_patterns(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    """One pattern or several, as a tuple."""
+    return () if value is None else (value,) if isinstance(value, str) else tuple(value)
+
+
+def require_matches(dimensions: Sequence[Dimension], patterns: Sequence[str]) -> None:
+    """Raise PlanError naming a pattern that fits nothing: a silent no-op otherwise."""
+    for pattern in patterns:
+        if not any(matches(d, [pattern]) for d in dimensions):
+            raise PlanError(
+                f"pattern '{pattern}' fits no prunable dimension; `graph.explain()` lists names "
+                "and kinds."
+            )
+
+
+def check_ratio(ratio: float) -> None:
+    """Raise PlanError unless 0 <= ratio < 1 (the share removed)."""
+    if not 0 <= ratio < 1:
+        raise PlanError(f"ratio is the share removed and lies in [0, 1), not {ratio}.")
+
+
+def kept_count(dimension: Dimension, ratio: float, round_to: int = 1) -> int:
+    """Entries kept when `ratio` is removed: the nearest multiple of `round_to` (ties keep more),
+    never 0, never below the dimension's minimum, never above its size."""
+    wanted = dimension.size * (1 - ratio)
+    count = math.floor(wanted / round_to + 0.5 + 1e-9) * round_to
+    low = max(dimension.minimum, min(round_to, dimension.size))
+    return max(low, min(count, dimension.size))
+
+
+def lowest(scores: Tensor, count: int) -> Tensor:
+    """The `count` entries with the lowest scores; ties go by index, so the same input gives the
+    same plan (int64)."""
+    return torch.argsort(scores, stable=True)[:count]
+
+
+def one_factor_each(
+    dimensions: Sequence[Dimension], taken: Sequence[str], explicit: Sequence[str] = ()
+) -> list[Dimension]:
+    """Of dimensions that share a product keep the largest, so halving a product halves it once;
+    those next to an already planned one (`taken`) are left out, those named `explicit` stay."""
+    chosen: list[Dimension] = []
+    blocked = set(taken)
+    for d in sorted(dimensions, key=lambda d: -d.size):
+        named = bool(explicit) and matches(d, explicit)
+        if named or not (set(d.partners) & blocked):
+            chosen.append(d)
+            blocked.add(d.name)
+    order = {d.name: i for i, d in enumerate(dimensions)}
+    return sorted(chosen, key=lambda d: order[d.name])

@@ -1,0 +1,85 @@
+"""The back ends against each other: graph module == program, module == graph module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import nn
+
+from ..capture.examples import fresh_inputs
+from ..errors import VerificationError
+from ..inference.graph import Graph
+from ..ir.program import Program
+from .interpreter import ProgramInterpreter, full_precision, relative_error
+from .oracles import TOLERANCE, Check, working_dtype
+
+
+if TYPE_CHECKING:
+    from ..compilation import Compilation
+
+
+def select_like(program: Program, outputs: Any) -> list[Any]:
+    """Of a module's full output, the values that the program returns (`outputs=` may be fewer)."""
+    flat, spec = pytree.tree_flatten(outputs)
+    if spec.num_leaves == program.out_spec.num_leaves:
+        return flat
+    chosen = program.selection or []
+    return [flat[i] for i in chosen]
+
+
+def module_error(
+    graph: Graph, dense: Program, module: nn.Module, calls: Sequence[tuple[Any, Any]]
+) -> float:
+    """The worst relative difference between a module and the dense program over some calls.
+
+    Whatever the module raises is raised.
+    """
+    worst = 0.0
+    run = ProgramInterpreter(dense)
+    training = {m: m.training for m in module.modules()}
+    for m in module.modules():
+        m.training = False
+    try:
+        for args, kwargs in calls:
+            expected = run(dense.flat_inputs(args, kwargs))
+            with torch.no_grad(), full_precision():
+                found = select_like(dense, module(*args, **kwargs))
+            worst = max(worst, relative_error(found, expected))
+    finally:
+        for m, mode in training.items():
+            m.training = mode
+    return worst
+
+
+def back_end_tolerance(program: Program) -> float:
+    """Half precision rounds where the two run their ops in another order."""
+    return TOLERANCE if working_dtype(program) is None else 2e-2
+
+
+def example_calls(graph: Graph) -> list[tuple[Any, Any]]:
+    """The example inputs and fresh ones like them."""
+    program = graph.program
+    return [
+        (program.args, program.kwargs),
+        fresh_inputs(program.args, program.kwargs, seed=7),
+    ]
+
+
+def check_backends(state: Compilation) -> None:
+    """Raise VerificationError unless the graph module, the module and the program agree."""
+    dense = state.dense
+    assert dense is not None
+    limit = back_end_tolerance(dense.program)
+    for name, module in (("graph module", dense.graph_module), ("module", dense.module)):
+        if module is None:
+            continue
+        error = module_error(state.graph, dense.program, module, example_calls(state.graph))
+        state.checks = [c for c in state.checks if c.name != f"{name} == program"]
+        state.checks.append(Check(f"{name} == program", error, "as captured", 2))
+        if error > limit:
+            raise VerificationError(
+                f"the {name} differs from the dense graph by {error:.2e} (limit {limit:.0e})."
+            )

@@ -1,0 +1,141 @@
+"""Runs a program tensor by tensor: each may be masked, permuted or cast as it is used.
+
+No second copy of the model is made: what the interpreter changes lives as long as its use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..ir.program import Program, output_values
+
+TensorHook = Callable[[str, Tensor], Tensor]
+NodeHook = Callable[[fx.Node, Any], Any]
+
+
+class ProgramInterpreter(fx.Interpreter):
+    """Interprets a Program.
+
+    `dtype`: run every floating tensor in this dtype (None: as captured); the graph's own casts to
+    floating dtypes follow. `tensor_hook`: applied to each tensor as it is fetched. `node_hook`:
+    applied to each call's result.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        *,
+        dtype: torch.dtype | None = None,
+        tensor_hook: TensorHook | None = None,
+        node_hook: NodeHook | None = None,
+    ) -> None:
+        super().__init__(nn.Module(), graph=program.graph)
+        self.program = program
+        self.dtype = dtype
+        self.tensor_hook = tensor_hook
+        self.node_hook = node_hook
+
+    def __call__(self, inputs: Sequence[Any]) -> list[Any]:
+        """The flat outputs for flat inputs, without gradients, in full float precision."""
+        inputs = [self._cast(x) for x in inputs]
+        with torch.no_grad(), full_precision(), _default_dtype(self.dtype):
+            # in-place ops may write to inputs and tensors: those stay the caller's
+            fresh = [x.clone() if isinstance(x, Tensor) else x for x in inputs]
+            return output_values(self.run(*fresh, enable_io_processing=False))
+
+    def _cast(self, x: Any) -> Any:
+        if self.dtype is not None and isinstance(x, Tensor) and x.is_floating_point():
+            return x.to(self.dtype)
+        return x
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        tensor = self.program.tensors.get(str(target))
+        if tensor is None:
+            return self.program.bodies[str(target)]
+        tensor = tensor.detach()
+        if self.tensor_hook is not None:
+            tensor = self.tensor_hook(str(target), tensor)
+        return self._cast(tensor)
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if self.node_hook is not None and n.op == "call_function":
+            result = self.node_hook(n, result)
+        return result
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if self.dtype is not None:
+            args, kwargs = fx.node.map_aggregate((args, kwargs), self._dtype_argument)
+        if _mutates_first(target) and args and isinstance(args[0], Tensor) and self._owned(args[0]):
+            args = (args[0].clone(), *args[1:])
+        return super().call_function(target, args, kwargs)
+
+    def _owned(self, x: Tensor) -> bool:
+        """Whether writing to x would write to the model's own memory."""
+        pointer = x.untyped_storage().data_ptr()
+        return any(pointer == t.untyped_storage().data_ptr() for t in self.program.tensors.values())
+
+    def _dtype_argument(self, x: Any) -> Any:
+        if isinstance(x, torch.dtype) and x.is_floating_point:
+            return self.dtype
+        return x
+
+
+def _mutates_first(target: Any) -> bool:
+    schema = getattr(target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """TF32 off: comparisons are made in the precision the dtype promises."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    if dtype is not None and dtype.is_floating_point:
+        torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def relative_error(found: Sequence[Any], expected: Sequence[Any]) -> float:
+    """max |found - expected| / max |expected| over the outputs, each by its own scale; inf when
+    shapes, non-finite places or integer values differ."""
+    worst = 0.0
+    for a, b in zip(found, expected, strict=True):
+        if not isinstance(b, Tensor):
+            continue
+        if not isinstance(a, Tensor) or a.shape != b.shape:
+            return float("inf")
+        if b.numel() == 0:
+            continue
+        if not b.is_floating_point() and not b.is_complex():
+            if not torch.equal(a, b):
+                return float("inf")
+            continue
+        x, y = a.detach().to(torch.float64), b.detach().to(torch.float64)
+        if b.is_complex():
+            x, y = torch.view_as_real(a.detach()), torch.view_as_real(b.detach())
+        finite = torch.isfinite(y)
+        if not torch.equal(finite, torch.isfinite(x)):
+            return float("inf")
+        if not finite.any():
+            continue
+        scale = y[finite].abs().max().clamp_min(1e-30)
+        worst = max(worst, float((x[finite] - y[finite]).abs().max() / scale))
+    return worst
