@@ -1,0 +1,36 @@
+"""prunec.compiler: capture a model as a graph, prune it by passes, get a smaller dense model.
+
+    from prunec import compiler, passes
+    result = compiler.compile(model, (x,), target=compiler.Target(speedup=2.0))
+"""
+
+from .capture.capture import capture
+from .driver import compile
+from .emit.load import load
+from .errors import PrunecError
+from .inference.dimensions import Dimension
+from .inference.graph import Graph
+from .inference.rule import RuleContext, op_rule
+from .passmanager import Pass, PassManager, PassResult
+from .report import Report
+from .result import Result
+from .rewrite.plan import Plan
+from .target import Target
+
+__all__ = [
+    "Dimension",
+    "Graph",
+    "Pass",
+    "PassManager",
+    "PassResult",
+    "Plan",
+    "PrunecError",
+    "Report",
+    "Result",
+    "RuleContext",
+    "Target",
+    "capture",
+    "compile",
+    "load",
+    "op_rule",
+]

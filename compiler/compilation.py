@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
+from .emit.build import Dense
 from .inference.graph import Graph
-from .ir.program import Program
+from .rewrite.dead import DeadEntries
 from .rewrite.plan import Plan
 from .rewrite.slicing import zero_tensor
 
 if TYPE_CHECKING:
     from .verify.oracles import Check
-
-
-@dataclasses.dataclass
-class Dense:
-    """The rewritten model: its program, and the two back ends made from it.
-
-    The modules share their parameters with `program.tensors`, so training one trains all.
-    `module` is None where the module back end does not hold; `module_reason` says why in a line.
-    """
-
-    program: Program
-    graph_module: fx.GraphModule
-    module: nn.Module | None
-    module_reason: str
-    leaves: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    @property
-    def model(self) -> nn.Module:
-        """The user's class where it holds, the graph otherwise."""
-        return self.module if self.module is not None else self.graph_module
 
 
 class Compilation:
@@ -52,6 +32,7 @@ class Compilation:
         self.scores: dict[str, Tensor] | None = None
         self.widths: dict[str, int] | None = None
         self.dense: Dense | None = None
+        self.dead = DeadEntries()
         self.calibration = calibration or []
         self.checks: list[Check] = []
         self.notes: list[str] = []

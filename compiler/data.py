@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from .cause import cause
 from .errors import SourceError
 from .sources import Source, import_factory
 from .tokenization import tokenized_batches
@@ -135,10 +136,9 @@ def _read_datasets(name: str, split: str) -> Iterable[Row]:
     try:
         return datasets.load_dataset(identifier, configuration or None, split=split)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise SourceError(
-            f"{name} ({split}) is no existing file and was not found as a data set ({reason}): "
-            "pass a file, or download the data set where there is a connection"
+            f"{name} is no existing file, and its split {split!r} was not found as a data set "
+            f"({cause(error)}): pass a file, or download the data set where there is a connection"
         ) from error
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .cause import cause
 from .errors import SourceError
 from .input_shapes import inputs_from_shapes, placed_like
 from .synthetic_inputs import MAKERS, SIGNALS
@@ -60,15 +61,17 @@ def describe(args: Sequence[Any], kwargs: dict[str, Any]) -> str:
 
 def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """One forward pass in eval mode: a wrong shape is better met here than inside a capture."""
+    # Set by hand: an exported program refuses eval(), and a frozen part must not wake to train().
     training = [m for m in model.modules() if m.training]
+    for module in training:
+        module.training = False
     try:
-        model.eval()
         with torch.no_grad():
             model(*args, **kwargs)
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise SourceError(
-            f"{type(model).__name__} does not run on {describe(args, kwargs)} ({reason}): {_REMEDY}"
+            f"{type(model).__name__} does not run on {describe(args, kwargs)} "
+            f"({cause(error)}): {_REMEDY}"
         ) from error
     finally:
         for module in training:

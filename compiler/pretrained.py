@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import warnings
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import nn
 
+from .cause import cause
 from .errors import SourceError
 
 # Any of these in a directory says that it brings a tokenizer or processor. Without one
@@ -64,10 +66,7 @@ def load_transformers(
 
 def load_timm(name: str) -> nn.Module:
     """A timm model in eval mode, with its pretrained weights or, for `NAME#random`, random."""
-    try:
-        import timm  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise SourceError(f"timm:{name} needs the package timm: pip install timm") from error
+    timm = _library("timm")
     plain, random = _without_suffix(name)
     if not timm.is_model(plain.partition(".")[0]):
         near = ", ".join(timm.list_models(f"*{plain}*")[:5])
@@ -83,12 +82,7 @@ def load_timm(name: str) -> nn.Module:
 
 def load_torchvision(name: str) -> nn.Module:
     """A torchvision model in eval mode, with its default weights or, for `NAME#random`, random."""
-    try:
-        import torchvision  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise SourceError(
-            f"torchvision:{name} needs the package torchvision: pip install torchvision"
-        ) from error
+    torchvision = _library("torchvision")
     plain, random = _without_suffix(name)
     if plain not in torchvision.models.list_models():
         raise SourceError(
@@ -102,6 +96,18 @@ def load_torchvision(name: str) -> nn.Module:
         return builder(**options).eval()
     except (OSError, RuntimeError) as error:
         raise _no_weights("torchvision", plain, error) from error
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise SourceError(f"{name}:NAME needs the package {name}: pip install {name}") from error
+    except (ImportError, RuntimeError) as error:
+        raise SourceError(
+            f"{name} is installed but does not load ({cause(error)}): install the builds of torch "
+            "and torchvision that belong together"
+        ) from error
 
 
 def _without_suffix(name: str) -> tuple[str, bool]:
@@ -123,21 +129,19 @@ def _processor(name: str, local: bool) -> Any | None:
 
 
 def _unreadable(name: str, local: bool, error: Exception) -> SourceError:
-    reason = next(iter(str(error).splitlines()), "")
     if local:
         return SourceError(
-            f"transformers cannot read {name} ({reason}): check its config.json and weights, or "
-            "pass package.module:factory"
+            f"transformers cannot read {name} ({cause(error)}): check its config.json and "
+            "weights, or pass package.module:factory"
         )
     return SourceError(
-        f"{name} is no local path and the hub did not give it ({reason}): download it where there "
-        "is a connection and pass the directory, or pass package.module:factory"
+        f"{name} is no local path and the hub did not give it ({cause(error)}): download it where "
+        "there is a connection and pass the directory, or pass package.module:factory"
     )
 
 
 def _no_weights(library: str, name: str, error: Exception) -> SourceError:
-    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
     return SourceError(
-        f"no pretrained weights for {library}:{name} ({reason}): {library}:{name}{RANDOM} takes "
-        "random ones"
+        f"no pretrained weights for {library}:{name} ({cause(error)}): {library}:{name}{RANDOM} "
+        "takes random ones"
     )

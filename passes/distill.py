@@ -55,13 +55,12 @@ class Distill(Pass):
         temperature: T, for logits. 4 suits many classes; 1 to 2 is usual for language models.
         alpha: the weight of the teacher's answers against the labels, 0 to 1.
         learning_rate: the peak of the schedule. 1e-4 is the upper end of what is used for
-            transformers (2e-5 to 1e-4, about 1/5 of the pre-training peak); small convolutional
-            networks take up to 1e-3.
+            pre-trained transformers (2e-5 to 1e-4); small networks take 1e-3 to 3e-3.
         weight_decay: AdamW's, on parameters of two axes and more.
         warmup: the share of the steps in which the rate rises, 0 to 1.
         objective: "logits", "embedding", or "auto" (see `Objective`).
         embedding_loss: "mse" (normalised), "cosine" or "mse+cosine".
-        seed: of dropout and of shuffling; the caller's random state is left as it was.
+        seed: of torch's random numbers (dropout, shuffling); the caller's state of them is kept.
         clip: the largest norm of the gradient; None does not clip.
         progress: show a bar with the loss and the time left, on terminals.
         device: where to train, by default where the smaller model is; it is moved back afterwards.

@@ -23,6 +23,7 @@ from ..compiler.rewrite.selection import (
     require_matches,
 )
 
+HEAD_KINDS = ("head", "kv-head", "query-group")
 DEFAULT_KINDS = ("channel", "hidden", "residual")
 
 
@@ -64,6 +65,8 @@ class PruneChannels(Pass):
 
     def run(self, state: Compilation) -> PassResult:
         chosen = self._chosen(state)
+        if not chosen and state.widths is not None:
+            return PassResult(False, "no dimension but heads")
         if not chosen:
             raise PlanError(
                 "PruneChannels found no dimension to prune; widen include, or see "
@@ -102,12 +105,12 @@ class PruneChannels(Pass):
         if isinstance(self.ratio, Mapping):
             require_matches(free, list(self.ratio))
             include = include or tuple(self.ratio)
+        if state.widths is not None:  # allocation chose already; heads are PruneHeads' part
+            return [d for d in free if d.name in state.widths and d.kind not in HEAD_KINDS]
         chosen = [d for d in free if (matches(d, include) if include else d.kind in DEFAULT_KINDS)]
         chosen = [d for d in chosen if not matches(d, exclude)]
         if self.exact_only:
             chosen = [d for d in chosen if d.exact]
-        if state.widths is not None:
-            return [d for d in chosen if d.name in state.widths]
         return one_factor_each(chosen, list(state.plan.kept), include)
 
     def _widths(self, state: Compilation, chosen: list[Dimension]) -> dict[str, int]:

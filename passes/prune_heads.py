@@ -50,6 +50,8 @@ class PruneHeads(Pass):
 
     def run(self, state: Compilation) -> PassResult:
         chosen = self._chosen(state)
+        if not chosen and state.widths is not None:
+            return PassResult(False, "no attention heads")
         if not chosen:
             raise PlanError(
                 "PruneHeads found no attention heads to prune; `graph.explain()` lists the kinds."

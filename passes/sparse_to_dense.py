@@ -5,30 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-import torch
-
-from ..compiler.capture.examples import fresh_inputs, resized
-from ..compiler.compilation import Compilation, Dense
-from ..compiler.emit.leaf_modules import emit_graph_module, leaf_specs
-from ..compiler.emit.module_backend import build_module
+from ..compiler.compilation import Compilation
+from ..compiler.emit.build import emit
 from ..compiler.errors import PlanError
 from ..compiler.passmanager import Pass, PassResult
 from ..compiler.rewrite.dead import DeadEntries, find_dead
-from ..compiler.rewrite.rewrite import rewrite
-from ..compiler.rewrite.slicing import Kept
-from ..compiler.verify.backends import back_end_tolerance, example_calls, module_error
-from ..compiler.verify.blame import blame_permutation, blame_plan
-from ..compiler.verify.oracles import (
-    Check,
-    permutation,
-    require,
-    restricted_statistics,
-    unsupported_statistics,
-    zero_mask,
-)
+from ..compiler.rewrite.rewrite import folded_tensors, rewrite
+from ..compiler.verify.prove import prove, verification_inputs
 from ..compiler.verify.structure import check_structure
-
-CALIBRATION_CHECKED = 2  # batches: one may be unlucky, more cost time
 
 
 @dataclasses.dataclass
@@ -61,19 +45,12 @@ class SparseToDense(Pass):
         combined = plan.combined()
         program = rewrite(graph, combined, dead.folds)
         check_structure(graph, program, combined)
-        state.checks = prove(state, program, planned, dead)
-        leaves = leaf_specs(graph.source, graph.program)
-        graph_module = emit_graph_module(program, leaves)
-        calls = example_calls(graph)
-        built = build_module(
-            graph, program, lambda module: module_error(graph, program, module, calls),
-            back_end_tolerance(program),
-        )
-        plan.attributes = built.attributes
-        plan.backend = "module" if built.module is not None else "graph"
-        folded = set(program.tensors) - set(graph.program.tensors)
-        plan.constants = {n: program.tensors[n].detach().cpu() for n in sorted(folded)}
-        state.dense = Dense(program, graph_module, built.module, built.reason, leaves)
+        state.checks = prove(graph, program, planned, dead, verification_inputs(state))
+        state.dead = dead
+        state.dense, plan.attributes = emit(graph, program, combined)
+        plan.backend = "module" if state.dense.module is not None else "graph"
+        folded = folded_tensors(graph, program, dead.folds)
+        plan.constants = {n: program.tensors[n].detach().cpu() for n in folded}
         return PassResult(True, self._summary(state), self._details(state, dead))
 
     def _summary(self, state: Compilation) -> str:
@@ -92,57 +69,3 @@ class SparseToDense(Pass):
             "back end": state.plan.backend,
             "module back end": state.dense.module_reason,
         }
-
-
-def verification_inputs(state: Compilation) -> list[list[Any]]:
-    """Flat inputs the checks run on: fresh ones, at another batch size when that is dynamic, and
-    calibration batches."""
-    program = state.graph.program
-    fresh = fresh_inputs(program.args, program.kwargs, seed=1)
-    inputs = [program.flat_inputs(*fresh)]
-    if program.dynamic:
-        inputs.append(program.flat_inputs(*resized(*fresh_inputs(*fresh, seed=2), batch=2)))
-    return inputs + state.calibration[:CALIBRATION_CHECKED]
-
-
-def prove(state: Compilation, program: Any, planned: Kept, dead: DeadEntries) -> list[Check]:
-    """The three checks. Raises VerificationError with the culprit."""
-    graph = state.graph
-    if any(t.device.type == "meta" for t in graph.program.tensors.values()):
-        return [Check("all", None, "-", 0, skipped="weights are on the meta device")]
-    inputs = verification_inputs(state)
-    checks = [
-        require(permutation(graph, inputs[:1]), lambda: blame_permutation(graph, inputs[0]))
-    ]
-    coupled = {d.var for d in graph.prunable.values() if d.var in planned and not d.exact}
-    exact = {var: kept for var, kept in planned.items() if var not in coupled}
-    removed = {v: _without(planned, v, gone) for v, gone in dead.removed.items()}
-    if exact or removed:
-        part = program if not coupled else rewrite(
-            graph, {**exact, **{v: k for v, k in removed.items() if v not in coupled}},
-            dead.folds, on_use=True,
-        )
-        checks.append(
-            require(
-                zero_mask(graph, part, exact, inputs),
-                lambda: blame_plan(graph, exact, inputs[0], statistics=False),
-            )
-        )
-    if coupled:
-        missing = unsupported_statistics(graph, planned)
-        if missing:
-            why = f"no reference for {missing[0].name} ({missing[0].target})"
-            checks.append(Check("restricted statistics", None, "-", 0, skipped=why))
-        else:
-            checks.append(
-                require(
-                    restricted_statistics(graph, program, planned, inputs),
-                    lambda: blame_plan(graph, planned, inputs[0], statistics=True),
-                )
-            )
-    return checks
-
-
-def _without(planned: Kept, var: Any, gone: torch.Tensor) -> torch.Tensor:
-    before = planned.get(var, torch.arange(var.size))
-    return before[~torch.isin(before, gone)]

@@ -44,7 +44,7 @@ def capture(
     if dynamic_shapes is None:
         args, kwargs = widen(args, kwargs)
     exported, how = export(model, args, kwargs, dynamic_shapes)
-    program = _program(model, exported, args, kwargs, how)
+    program = program_of(model, exported, args, kwargs, how)
     if outputs is not None:
         select_outputs(program, outputs)
         drop_unused(program.graph)
@@ -62,9 +62,10 @@ def _defaults(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
     return kwargs
 
 
-def _program(
+def program_of(
     model: nn.Module, exported: Any, args: tuple[Any, ...], kwargs: dict[str, Any], how: str
 ) -> Program:
+    """The Program of an ExportedProgram; `model` is where tied names are looked up."""
     module = _unlifted(exported)
     inline_regions(module)
     graph = module.graph

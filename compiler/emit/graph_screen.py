@@ -19,7 +19,7 @@ from torch.utils._sympy import functions as sympy_functions
 
 from ..errors import ArtifactError
 
-_WORD = re.compile(r"[A-Za-z_]\w*")
+_WORD = re.compile(r"[^\W\d]\w*")
 _PATH = re.compile(r"[^\"'\\{}\x00-\x1f]*")
 _PLAIN = re.compile(r"[\w.+:-]*")
 _SYMBOL = re.compile(r"z?[su]f?\d+")

@@ -17,6 +17,7 @@ from torch._export.serde import schema, serialize
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
 
+from ..cause import cause
 from ..errors import ArtifactError
 from .graph_screen import screen
 from .tensor_store import available, load_tensors, save_tensors
@@ -41,9 +42,8 @@ def store_program(program: ExportedProgram, directory: Path | str) -> None:
         ).serialize(program.graph_module)
         ranges = serialize.serialize_range_constraints(program.range_constraints)
     except Exception as error:  # SerializeError, NotImplementedError (an unknown output class), ...
-        said = str(error).strip().partition("\n")[0].rstrip(".")
         raise ArtifactError(
-            f"The graph cannot be stored: {said or type(error).__name__}; return tensors in"
+            f"The graph cannot be stored: {cause(error)}; return tensors in"
             " tuples, lists or dicts, and register no custom objects in the model."
         ) from error
     major, minor = schema.SCHEMA_VERSION
@@ -100,10 +100,9 @@ def load_program(
         # Without example inputs `program.module()` would run any shape it is given.
         program.example_inputs = _zeros(program)
     except Exception as error:
-        said = str(error).strip().partition("\n")[0]
         raise ArtifactError(
-            f"The stored graph cannot be rebuilt by torch {torch.__version__}: {said}; it was"
-            f" written by torch {plain.get('torch_version')}."
+            f"The stored graph cannot be rebuilt by torch {torch.__version__}: {cause(error)}; it"
+            f" was written by torch {plain.get('torch_version')}."
         ) from error
     return program
 

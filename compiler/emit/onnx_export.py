@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import io
 import logging
-import re
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from ..cause import cause
 from ..errors import ExportError
 from ..measure.batch import batch_size, resize_batch
 from ..measure.eval_mode import eval_mode
@@ -161,7 +161,7 @@ def _convert(
                 program = torch.onnx.export(core, dynamic_shapes=axes(axis), **options)
     except Exception as error:  # the exporter raises whatever its many parts raise
         raise ExportError(
-            f"torch's ONNX exporter fails: {_cause(error)}; rewrite that part of the model, or"
+            f"torch's ONNX exporter fails: {cause(error)}; rewrite that part of the model, or"
             " deliver it without ONNX."
         ) from error
     assert program is not None
@@ -190,7 +190,7 @@ def _write(program: Any, draft: Path, opset: int | None) -> int:
     try:
         onnx.checker.check_model(str(draft))
     except onnx.checker.ValidationError as error:
-        raise ExportError(f"The exported file is no valid ONNX model: {_cause(error)}.") from error
+        raise ExportError(f"The exported file is no valid ONNX model: {cause(error)}.") from error
     return written
 
 
@@ -211,15 +211,6 @@ def _put_in_place(draft: Path, path: Path) -> int:
 
 def _is_symbolic(shape: Any) -> bool:
     return shape is not None and len(shape) > 0 and not isinstance(shape[0], int)
-
-
-def _cause(error: BaseException) -> str:
-    """What lies at the bottom of the exporter's chain of errors, in one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = re.sub(r"\x1b\[\d+m", "", str(error)).split("\n")
-    said = [line.strip() for line in lines if line.strip()] or [type(error).__name__]
-    return " ".join(said[: 2 if said[0].endswith(":") else 1]).rstrip(".")
 
 
 @contextlib.contextmanager

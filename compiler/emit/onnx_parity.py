@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..cause import cause
 from ..errors import ExportError
 from ..measure.batch import resize_batch
 from .onnx_names import input_tensors, output_tensors
@@ -84,10 +85,9 @@ def reference_outputs(
     try:
         result = module(*args, **kwargs)
     except Exception as error:  # whatever the model's own code raises
-        said = str(error).strip().partition("\n")[0].rstrip(".")
         raise ExportError(
-            f"The model fails on the example inputs: {said}; give inputs that it can run, on its"
-            " device and in its dtype."
+            f"The model fails on the example inputs: {cause(error)}; give inputs that it can run,"
+            " on its device and in its dtype."
         ) from error
     outputs = output_tensors(result)
     for name, value in outputs.items():

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..cause import cause
 from ..errors import ExportError, MeasureError
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -49,7 +50,7 @@ class OnnxSession:
             )
         except Exception as error:  # onnxruntime's own classes share no public base
             raise ExportError(
-                f"onnxruntime cannot load {Path(path).name}: {_first_line(error)}"
+                f"onnxruntime cannot load {Path(path).name}: {cause(error)}"
             ) from error
         # onnxruntime falls back to the CPU with no more than a log line.
         if provider != self._session.get_providers()[0]:
@@ -96,7 +97,7 @@ class OnnxSession:
             try:
                 self._session.run_with_iobinding(binding)
             except Exception as error:
-                raise ExportError(f"onnxruntime failed to run: {_first_line(error)}") from error
+                raise ExportError(f"onnxruntime failed to run: {cause(error)}") from error
 
         return binding, run
 
@@ -108,7 +109,3 @@ def _array(name: str, tensor: Tensor) -> Any:
             " inputs to float32 or float16."
         )
     return tensor.detach().cpu().contiguous().numpy()
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]

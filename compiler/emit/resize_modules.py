@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
+
+from ..inference.rule import bound_arguments, op_name
+from ..ir.program import Program
+from .leaf_modules import innermost
 
 Attributes = dict[str, Any]
+Changes = dict[str, dict[str, list[Any]]]
 
 
 def _linear(m: Any) -> Attributes:
@@ -20,15 +25,10 @@ def _bilinear(m: Any) -> Attributes:
 
 
 def _convolution(m: Any) -> Attributes:
-    """Groups keep their number, but for a depthwise layer; the graph's own number replaces it."""
     first, second = m.weight.shape[:2]
     if m.transposed:
-        groups = first if m.groups == m.in_channels else m.groups
-        return {"in_channels": first, "out_channels": second * groups, "groups": groups}
-    groups = first if m.groups == m.out_channels else m.groups
-    if m.groups == m.in_channels != m.out_channels:
-        groups = first * m.in_channels // m.out_channels
-    return {"in_channels": second * groups, "out_channels": first, "groups": groups}
+        return {"in_channels": first, "out_channels": second * m.groups}
+    return {"in_channels": second * m.groups, "out_channels": first}
 
 
 def _features(m: Any) -> Attributes:
@@ -59,7 +59,6 @@ def _multihead(m: Any) -> Attributes:
         "embed_dim": width,
         "kdim": width if packed else m.k_proj_weight.shape[1],
         "vdim": width if packed else m.v_proj_weight.shape[1],
-        "head_dim": width // m.num_heads,
     }
 
 
@@ -79,31 +78,78 @@ _RULES: tuple[tuple[tuple[type[nn.Module], ...], Callable[[Any], Attributes]], .
     ((nn.MultiheadAttention,), _multihead),
     ((nn.PReLU,), lambda m: {"num_parameters": m.weight.numel()}),
 )
+_ARGUMENTS = ("groups", "num_groups", "normalized_shape")  # what only the op's arguments tell
 
 
-def standard_sizes(module: nn.Module) -> Attributes | None:
-    """The size attributes a standard layer should have, read off its tensors; None for a module
-    that is no standard layer. transformers' Conv1D counts as one."""
+def _rule(module: nn.Module) -> Callable[[Any], Attributes] | None:
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
-        return _transformers_conv1d(module)
-    for classes, rule in _RULES:
-        if isinstance(module, classes):
-            return rule(module)
-    return None
+        return _transformers_conv1d
+    return next((rule for classes, rule in _RULES if isinstance(module, classes)), None)
 
 
-def resize_standard(
-    module: nn.Module, groups: dict[str, int], name: Callable[[Tensor], str | None]
-) -> dict[str, dict[str, list[Any]]]:
-    """Set the size attributes of every standard layer; returns {path: {attribute: [old, new]}}.
+def is_standard(module: nn.Module) -> bool:
+    """Whether the sizes of a module are all known from its tensors and its op's arguments. An
+    nn.MultiheadAttention also has a number of heads, which are not."""
+    return _rule(module) is not None and not isinstance(module, nn.MultiheadAttention)
 
-    `groups`: the groups of the convolution or group norm that uses a tensor, by the tensor's name,
-    where they changed; `name` names a tensor.
-    """
-    changes: dict[str, dict[str, list[Any]]] = {}
+
+def resize_standard(module: nn.Module, dense: Program) -> Changes:
+    """Set the size attributes of every standard layer (transformers' Conv1D is one) of a module
+    that holds the dense program's tensors; returns {path: {attribute: [old, new]}}."""
+    by_path = _node_arguments(dense)
+    arguments = {  # a node may have run under another name of a shared module
+        id(layer): by_path[path]
+        for path, layer in module.named_modules(remove_duplicate=False)
+        if path in by_path
+    }
+    changes: Changes = {}
     for path, layer in module.named_modules():
-        sizes = standard_sizes(layer)
-        if sizes is None:
+        rule = _rule(layer)
+        if rule is None:
             continue
-        ...
+        before = dict(vars(layer))
+        for name, value in arguments.get(id(layer), {}).items():
+            _set(layer, name, value)
+        for name, value in rule(layer).items():
+            _set(layer, name, value)
+        changed = {
+            name: [plain(before[name]), plain(value)]
+            for name, value in vars(layer).items()
+            if name in before and before[name] is not value and before[name] != value
+        }
+        if changed:
+            changes[path] = changed
     return changes
+
+
+def _set(layer: nn.Module, name: str, value: Any) -> None:
+    old = getattr(layer, name, None)
+    if old is not None:
+        setattr(layer, name, as_type_of(old, value))
+
+
+def _node_arguments(dense: Program) -> Mapping[str, Attributes]:
+    found: dict[str, Attributes] = {}
+    for node in dense.graph.nodes:
+        name = op_name(node.target)
+        if node.op != "call_function" or not name.startswith("aten::"):
+            continue
+        if "conv" in name or name.endswith("_norm"):
+            given = bound_arguments(node)
+            for key in _ARGUMENTS:
+                value = given.get(key)
+                if isinstance(value, (list, tuple)):
+                    value = tuple(value)
+                if value is not None:
+                    found.setdefault(innermost(node), {})[key] = value
+    return found
+
+
+def plain(value: Any) -> Any:
+    """An attribute's value as JSON would hold it."""
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
+def as_type_of(old: Any, new: Any) -> Any:
+    """A plain value in the container type of the value it replaces."""
+    return type(old)(new) if isinstance(old, (list, tuple)) else new

@@ -29,6 +29,7 @@ def save_tensors(tensors: Mapping[str, Any], path: Path) -> None:
     stored: dict[str, Tensor] = {}
     index: dict[str, Any] = {}
     first: dict[tuple[Any, ...], str] = {}
+    storages: set[int] = set()
     for name, tensor in tensors.items():
         _check(name, tensor)
         same = first.setdefault(_identity(tensor), name)
@@ -40,7 +41,12 @@ def save_tensors(tensors: Mapping[str, Any], path: Path) -> None:
             entry["order"] = order
         index[name] = entry
         if same == name:
-            stored[name] = tensor.detach().permute(order).contiguous()
+            value = tensor.detach().permute(order).contiguous()
+            # safetensors refuses two tensors in one storage.
+            stored[name] = (
+                value.clone() if value.untyped_storage().data_ptr() in storages else value
+            )
+            storages.add(value.untyped_storage().data_ptr())
     save_file(stored, path, metadata={_METADATA: json.dumps(index)})
 
 

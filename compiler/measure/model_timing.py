@@ -13,6 +13,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from ..cause import cause
 from ..errors import ExportError, MeasureError
 from .batch import Arguments, batch_size, resize_batch
 from .environment import dtype_name
@@ -131,10 +132,9 @@ def _torch_calls(
             for compiled in calls:
                 compiled()
     except Exception as error:  # whatever dynamo, inductor or the C++ compiler raise
-        said = str(error).strip().partition("\n")[0]
         raise MeasureError(
-            f"torch.compile cannot run a model here ({said}): install what it names, or time with"
-            " runtime='torch'."
+            f"torch.compile cannot run a model here ({cause(error)}): install what it names, or"
+            " time with runtime='torch'."
         ) from error
     return calls[0], calls[1]
 

@@ -209,3 +209,14 @@ def _add_after(dense: Program, node: fx.Node, fold: Fold, vector: Tensor) -> Non
         user.replace_input_with(node, total)
 
 
+
+
+def folded_tensors(graph: Graph, dense: Program, folds: Sequence[Fold]) -> list[str]:
+    """The names of dense tensors whose values hold a folded constant."""
+    names = set(dense.tensors) - set(graph.program.tensors)
+    nodes = {n.name: n for n in dense.graph.nodes}
+    for fold in folds:
+        bias = bound_arguments(nodes[fold.node]).get("bias")
+        if isinstance(bias, fx.Node):
+            names.add(str(bias.target))
+    return sorted(names)

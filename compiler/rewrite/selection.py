@@ -12,6 +12,11 @@ from torch import Tensor
 from ..errors import PlanError
 from ..inference.dimensions import Dimension
 
+PREFERENCE = (
+    "kv-head", "head", "query-group", "channel", "hidden", "residual", "expert", "group",
+    "head-dim", "other",
+)
+
 
 def matches(dimension: Dimension, patterns: Sequence[str]) -> bool:
     """Whether a shell pattern fits the dimension's name, its kind, or a tensor that carries it."""
@@ -58,11 +63,12 @@ def lowest(scores: Tensor, count: int) -> Tensor:
 def one_factor_each(
     dimensions: Sequence[Dimension], taken: Sequence[str], explicit: Sequence[str] = ()
 ) -> list[Dimension]:
-    """Of dimensions that share a product keep the largest, so halving a product halves it once;
-    those next to an already planned one (`taken`) are left out, those named `explicit` stay."""
+    """Of dimensions that share a product keep one, so halving a product halves it once: whole heads
+    before head widths, channels before groups, then the largest. Those next to an already planned
+    one (`taken`) are left out, those named `explicit` stay."""
     chosen: list[Dimension] = []
     blocked = set(taken)
-    for d in sorted(dimensions, key=lambda d: -d.size):
+    for d in sorted(dimensions, key=lambda d: (PREFERENCE.index(d.kind), -d.size)):
         named = bool(explicit) and matches(d, explicit)
         if named or not (set(d.partners) & blocked):
             chosen.append(d)

@@ -1,0 +1,112 @@
+"""compile(): the whole way from a model and a target to a smaller, proven, measured model."""
+
+from __future__ import annotations
+
+import copy
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .capture.batches import to_device
+from .capture.capture import capture
+from .errors import QualityError, TargetError
+from .passmanager import Callback, PassManager
+from .recipe import build_pipeline, read_recipe
+from .result import Result
+from .target import Target
+
+SPEED_SLACK = 0.95  # timings are noisy; a speed below this share of the target is reported
+
+
+def compile(
+    model: nn.Module,
+    args: tuple[Any, ...] | Tensor | None = None,
+    *,
+    target: Target,
+    kwargs: dict[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    outputs: Sequence[str | int] | str | int | None = None,
+    calibration: Iterable[Any] | None = None,
+    train: Iterable[Any] | None = None,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    floor: float = 0.97,
+    device: str | torch.device | None = None,
+    recipe: str | pathlib.Path | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    measure: bool = True,
+    callback: Callback | None = None,
+) -> Result:
+    """Compress `model` to `target`; the model itself is never changed.
+
+    `args`, `kwargs`, `dynamic_shapes`, `outputs`: as `capture`. `calibration`: unlabelled batches
+    on which the result is also proven. `train`: batches to recover on, by distillation from the
+    original (left out without). `evaluate`: a callable on a model, higher is better; below `floor`
+    times the original's value QualityError is raised. `device`: compile on this device (a copy of
+    the model is moved there). `recipe`: a TOML list of passes; `options`: per pass name, options
+    that win over the recipe's. `measure`: time original and result side by side.
+
+    Raises CaptureError, TargetError, PlanError, VerificationError, QualityError.
+    """
+    if not isinstance(target, Target):
+        raise TargetError("target is a Target, as in Target(speedup=2.0).")
+    args = (args,) if isinstance(args, Tensor) else tuple(args or ())
+    kwargs = dict(kwargs or {})
+    subject = model
+    if device is not None:
+        args, kwargs = to_device(args, device), to_device(kwargs, device)
+        if any(t.device != torch.device(device) for t in model.parameters()):
+            subject = copy.deepcopy(model).to(device)
+    held = None if calibration is None else list(calibration)
+    training = {m: m.training for m in subject.modules()}
+    subject.eval()
+    try:
+        before = evaluate(subject) if evaluate is not None else None
+        graph = capture(
+            subject, args, kwargs=kwargs, dynamic_shapes=dynamic_shapes, outputs=outputs
+        )
+        supplies = {"target": target, "train": train, "calibration": held, "device": device}
+        passes, notes = build_pipeline(read_recipe(recipe), supplies, options)
+        result = PassManager(passes, callback).run(graph, held)
+        result.report.target = str(target)
+        result.report.notes[:0] = notes
+        if measure:
+            _measure(result, target)
+        _judge(result, evaluate, before, floor)
+        return result
+    finally:
+        for m, mode in training.items():
+            m.training = mode
+
+
+def _measure(result: Result, target: Target) -> None:
+    """Time the result in the target's runtime and in eager torch; say so when it fell short."""
+    result.measure_all(("torch",))
+    if not target.measured:
+        return
+    comparison = result.measure(target.runtime, target.batch)
+    asked, found = target.value, comparison.ratio
+    if target.kind == "latency_ms":
+        asked, found = 1 / target.value, 1 / comparison.after.median_ms
+    if found < asked * SPEED_SLACK:
+        result.report.notes.append(
+            f"asked for {target}, measured {comparison.ratio:.2f}x "
+            f"({comparison.after.median_ms:.2f} ms) in this run"
+        )
+
+
+def _judge(
+    result: Result, evaluate: Callable[[nn.Module], float] | None, before: float | None,
+    floor: float,
+) -> None:
+    if evaluate is None or before is None:
+        return
+    after = evaluate(result.model)
+    result.report.quality["evaluate"] = (float(before), float(after))
+    if after < floor * before:
+        raise QualityError(
+            f"evaluate fell from {before:.4f} to {after:.4f}, below the floor of {floor:.0%}; "
+            "nothing was written. Ask for a milder target, give training data, or lower floor."
+        )

@@ -1,0 +1,174 @@
+"""The artifact: a directory of safetensors and JSON that holds the compressed model whole.
+
+    prunec.json               format version, class, back end, checksums of the other files
+    plan.json  report.json    what was removed; what was measured
+    graph.json  *.safetensors the graph in torch.export's schema, its tensors by the model's names
+    rest.safetensors          tensors of the model that the graph does not use, cut buffers included
+    config.json ...           a transformers model's configuration (original sizes), tokenizer
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..capture.export import export
+from ..errors import ArtifactError
+from .graph_store import store_program
+from .tensor_store import save_tensors
+
+if TYPE_CHECKING:
+    from ..compilation import Compilation
+    from ..report import Report
+
+FORMAT = 1
+MANIFEST = "prunec.json"
+
+
+def save_artifact(
+    state: Compilation, report: Report, directory: str | pathlib.Path, **companions: Any
+) -> pathlib.Path:
+    """Write an artifact and return its directory; it appears whole or not at all.
+
+    `companions` are objects with `save_pretrained` (tokenizer, processor). Raises ArtifactError
+    when there is no dense model, or the directory holds something that is no artifact.
+    """
+    if state.dense is None:
+        raise ArtifactError("there is no dense model to save; put SparseToDense into the pipeline.")
+    target = pathlib.Path(directory)
+    with replaced_whole(target) as place:
+        _write(state, report, place, companions)
+    return target
+
+
+@contextlib.contextmanager
+def replaced_whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A new directory beside `target`, moved to its place when the block ends well.
+
+    Only an empty directory or an earlier artifact is replaced.
+    """
+    if target.exists():
+        if not target.is_dir() or (any(target.iterdir()) and not (target / MANIFEST).exists()):
+            raise ArtifactError(f"{target} exists and is no prunec artifact; choose another path.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    place = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    place.chmod(0o755)
+    try:
+        yield place
+        old = None
+        if target.exists():
+            old = place.with_name(place.name + "-old")
+            target.rename(old)
+        place.rename(target)
+        if old is not None:
+            shutil.rmtree(old)
+    finally:
+        if place.exists():
+            shutil.rmtree(place)
+
+
+def _write(state: Compilation, report: Report, place: pathlib.Path, companions: Any) -> None:
+    dense, graph = state.dense, state.graph
+    assert dense is not None
+    program = graph.program
+    exported, _ = export(dense.graph_module, *_example(state))
+    store_program(exported, place)
+    save_tensors(_rest(dense.module, dense.program.tensors), place / "rest.safetensors")
+    (place / "plan.json").write_text(state.plan.to_json())
+    for companion in companions.values():
+        if companion is not None:
+            companion.save_pretrained(place)
+    _save_config(graph.source, place)
+    (place / "report.json").write_text(json.dumps(report.to_json(), indent=1))
+    cls = type(graph.source)
+    manifest = {
+        "format": FORMAT,
+        "class": f"{cls.__module__}.{cls.__qualname__}",
+        "backend": state.plan.backend,
+        "training": graph.source.training,
+        "aliases": {name: list(others) for name, others in program.aliases.items()},
+        "leaves": {path: spec.to_json() for path, spec in dense.leaves.items()},
+        "example": [_described(x) for x in program.flat_inputs()],
+        "versions": {"torch": torch.__version__},
+        "checksums": {
+            path.relative_to(place).as_posix(): checksum(path)
+            for path in sorted(place.rglob("*")) if path.is_file()
+        },
+    }
+    (place / MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+
+def _example(state: Compilation) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    program = state.graph.program
+    return program.args, program.kwargs
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+    return value if isinstance(value, (bool, int, float, str)) else None
+
+
+def _rest(module: nn.Module | None, stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors the module has and the graph has not: unused parameters, non-persistent buffers."""
+    if module is None:
+        return {}
+    known = {id(t) for t in stored.values()}
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {
+        name: t.detach().contiguous() for name, t in tensors.items()
+        if id(t) not in known and name not in stored
+    }
+
+
+def _save_config(model: nn.Module, place: pathlib.Path) -> None:
+    config = getattr(model, "config", None)
+    if hasattr(config, "save_pretrained"):
+        config.save_pretrained(place)
+    generation = getattr(model, "generation_config", None)
+    if hasattr(generation, "save_pretrained"):
+        with contextlib.suppress(ValueError):  # an invalid one never was loadable
+            generation.save_pretrained(place)
+
+
+def checksum(path: pathlib.Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_manifest(directory: str | pathlib.Path, check: bool = True) -> dict[str, Any]:
+    """The manifest, after its format and (`check`) every file's checksum were verified.
+
+    Raises ArtifactError naming the file that is missing or altered.
+    """
+    place = pathlib.Path(directory)
+    try:
+        manifest = json.loads((place / MANIFEST).read_text())
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{place} is no prunec artifact: it has no {MANIFEST}.") from error
+    except ValueError as error:
+        raise ArtifactError(f"{place / MANIFEST} is not JSON: the artifact is damaged.") from error
+    if manifest.get("format") != FORMAT:
+        raise ArtifactError(
+            f"{place} has artifact format {manifest.get('format')}; this prunec reads {FORMAT}."
+        )
+    for name, expected in manifest["checksums"].items() if check else ():
+        path = place / name
+        if not path.is_file():
+            raise ArtifactError(f"{place} is incomplete: {name} is missing.")
+        if checksum(path) != expected:
+            raise ArtifactError(f"{path} was altered: its checksum does not match {MANIFEST}.")
+    return manifest

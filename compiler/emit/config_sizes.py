@@ -1,0 +1,104 @@
+"""The sizes that a transformers config states, once the model's dimensions have shrunk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from ..inference.dimensions import width_of
+from ..inference.graph import Graph
+from ..ir.terms import Fixed, Var, resolve
+from .baked_sizes import Decision
+
+_KINDS = {
+    "residual": ("hidden_size", "n_embd", "d_model", "dim", "embed_dim", "hidden_dim"),
+    "hidden": (
+        "intermediate_size", "n_inner", "ffn_dim", "d_ff", "hidden_dim", "encoder_ffn_dim",
+        "decoder_ffn_dim", "ffn_hidden_size", "mlp_dim",
+    ),
+    "head": (
+        "num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads",
+        "decoder_attention_heads",
+    ),
+    "kv-head": ("num_key_value_heads", "n_kv_heads"),
+    "head-dim": ("head_dim", "d_kv", "attention_head_size", "kv_channels"),
+}
+
+
+_SIDES = ("encoder", "decoder", "text", "vision")  # parts with sizes of their own
+
+
+def config_decision(graph: Graph, sizes: dict[Var, int], module: nn.Module) -> Decision | None:
+    """What the configs inside a model would state about its new sizes, as one decision, for the
+    sizes on which all layers agree; None without a config or a change."""
+    values: dict[tuple[str, str], Any] = {}
+    seen: set[int] = set()
+    for path, part in module.named_modules():
+        config = vars(part).get("config")
+        for name, inner in _configs(config, "config"):
+            if id(inner) in seen:
+                continue
+            seen.add(id(inner))
+            for key, value in _new_values(graph, sizes, inner, name).items():
+                values[path, f"{name}.{key}"] = value
+    return Decision("config", ({}, values)) if values else None
+
+
+def _configs(config: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if not hasattr(config, "to_dict") or not hasattr(config, "__dict__"):
+        return
+    yield name, config
+    for key, value in vars(config).items():
+        if key.endswith("config") or key in ("encoder", "decoder"):
+            yield from _configs(value, f"{name}.{key}")
+
+
+def _new_values(graph: Graph, sizes: dict[Var, int], config: Any, name: str) -> dict[str, Any]:
+    """The config's attributes whose old value every dimension of that kind and size has left."""
+    stated = vars(config)
+    found: dict[str, Any] = {}
+    for kind, keys in _KINDS.items():
+        for key in keys:
+            side = next((s for s in _SIDES if key.startswith(s) or f"{s}_config" in name), "")
+            new = _agreed(graph, sizes, kind, _stated(config, key), side)
+            if new is not None and (key in stated or key == "head_dim"):
+                found[key] = new
+    return found
+
+
+def _stated(config: Any, key: str) -> Any:
+    """The size a config states, or means when it states None."""
+    value = getattr(config, key, None)
+    width = getattr(config, "hidden_size", None)
+    heads = getattr(config, "num_attention_heads", None)
+    if value is None and isinstance(width, int) and isinstance(heads, int) and heads:
+        return {"n_inner": 4 * width, "head_dim": width // heads}.get(key)
+    return value
+
+
+def _agreed(graph: Graph, sizes: dict[Var, int], kind: str, old: Any, side: str) -> int | None:
+    """The one new size of all dimensions of a kind that had the old size; None if they differ."""
+    if type(old) is not int:
+        return None
+    new = {now for before, now in _measured(graph, sizes, kind, side) if before == old}
+    return new.pop() if len(new) == 1 and new != {old} else None
+
+
+def _measured(
+    graph: Graph, sizes: dict[Var, int], kind: str, side: str
+) -> Iterator[tuple[int, int]]:
+    """(old, new) sizes of the dimensions of a kind; heads as attention sees them, with repeats."""
+    if kind in ("head", "head-dim"):
+        for term, role in graph.inference.roles:
+            term = resolve(term)
+            outside = isinstance(term, Fixed) and term.reason.text.startswith("model input")
+            if role == kind and term.size is not None and not outside:
+                yield term.size, width_of(term, sizes)
+        return
+    for dimension in graph.dimensions.values():
+        if dimension.var is None or (side and side not in dimension.name):
+            continue
+        if dimension.kind == kind or (kind == "kv-head" and dimension.kind == "head"):
+            yield dimension.size, sizes.get(dimension.var, dimension.size)

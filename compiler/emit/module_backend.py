@@ -1,0 +1,91 @@
+"""The module back end: a plan carried out on a copy of the user's own nn.Module.
+
+The copy holds the dense program's tensors; standard layers' sizes follow from those, and integers
+that other modules bake are found by looking. Such a module can run and be wrong, so it is never
+trusted: it is returned only if it equals the dense graph.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from ..inference.graph import Graph
+from ..ir.program import Program
+from ..rewrite.slicing import Kept
+from .attribute_search import AttributeSearch, Outcome
+from .baked_sizes import find_decisions
+from .config_sizes import config_decision
+from .replay import add_tensor, copy_with
+from .resize_modules import Changes, resize_standard
+
+_CONSTANT = "prunec_constant_"  # added by the rewrite where no bias could take a constant
+
+
+@dataclasses.dataclass(frozen=True)
+class ModuleResult:
+    """The smaller module, or None and why not. `attributes`: what was set on it besides tensors,
+    {module path: {attribute: [old, new]}}, as `replay` takes it."""
+
+    module: nn.Module | None
+    attributes: Changes
+    reason: str = ""
+
+
+def build_module(
+    graph: Graph,
+    dense: Program,
+    kept: Kept,
+    compare: Callable[[nn.Module], float],
+    tolerance: float,
+) -> ModuleResult:
+    """The user's model with the dense program's tensors in it (the same objects), if that works.
+
+    `kept`: what the dense program was rewritten with. `compare`: the relative error between a
+    module and the dense graph, called a bounded number of times; that it raises counts as
+    disagreement. The user's model is not changed; tensors that the program does not use are copied.
+    """
+    try:
+        module = copy_with(graph.source, _by_all_names(graph.program, dense))
+    except Exception as error:  # whatever the user's objects raise when copied
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return ModuleResult(None, {}, f"the model cannot be copied: {said}")
+    for name, tensor in dense.tensors.items():
+        if name not in graph.program.tensors:
+            add_tensor(module, name, tensor)
+    attributes = resize_standard(module, dense)
+    sizes = {var: len(entries) for var, entries in kept.items()}
+    config = config_decision(graph, sizes, module)
+    decisions = [*find_decisions(graph, dense, sizes, module), *([config] if config else [])]
+    search = AttributeSearch(module, decisions, compare, tolerance)
+    choice = search.run()
+    if choice is None:
+        return ModuleResult(None, {}, _reason(next(iter(search.outcomes.values())), dense))
+    if config and choice[-1] == 0 and search.agrees((*choice[:-1], 1)):
+        choice = (*choice[:-1], 1)
+    search.set(choice)
+    for path, changes in search.changes(choice).items():
+        attributes.setdefault(path, {}).update(changes)
+    return ModuleResult(module, attributes)
+
+
+def _by_all_names(program: Program, dense: Program) -> dict[str, Tensor]:
+    return {
+        known: dense.tensors[name]
+        for name in program.tensors
+        for known in (name, *program.aliases.get(name, ()))
+    }
+
+
+def _reason(outcome: Outcome, dense: Program) -> str:
+    reason = outcome.text
+    if not math.isinf(outcome.error):
+        reason = f"the module runs but differs from the graph by {outcome.error:.2g}"
+    unplaced = [name for name in dense.tensors if name.startswith(_CONSTANT)]
+    if unplaced:
+        where = ", ".join(name.removeprefix(_CONSTANT) for name in unplaced[:3])
+        reason += f" (constants were folded after {where}, which have no bias to take them)"
+    return reason

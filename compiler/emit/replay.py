@@ -1,0 +1,140 @@
+"""Plain data onto a fresh model: tensors cut, attributes set; the given model is never changed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..capture.capture import identity
+from ..errors import PlanError
+from .resize_modules import Changes, as_type_of, plain
+
+_NO_ATTRIBUTE = object()
+
+
+def replay(
+    model: nn.Module,
+    slices: Mapping[str, Mapping[int, Tensor]],
+    attributes: Changes,
+    new_tensors: Mapping[str, Tensor],
+    shapes: Mapping[str, Any],
+) -> nn.Module:
+    """A smaller copy of a model of the original shapes.
+
+    `slices`: kept indices per axis of each tensor that is cut (a tied one is cut once, under any
+    of its names). `attributes`: as `ModuleResult.attributes`. `new_tensors`: tensors that replace
+    the cut ones, or that are new (a bias where there was none). `shapes`: the original shapes of
+    the tensors that are cut. Raises PlanError when the model is another one.
+    """
+    known = tensors_by_name(model)
+    for name in slices:
+        if name not in known:
+            raise PlanError(f"the plan cuts '{name}', which {type(model).__name__} does not have.")
+        shape = list(known[name].shape)
+        if shape != list(shapes.get(name, shape)):
+            raise PlanError(
+                f"the plan expects '{name}' of shape {list(shapes[name])}, the model has {shape}; "
+                "apply it to a model of the original shapes."
+            )
+    made: dict[tuple[Any, ...], Tensor] = {}
+    for name, axes in slices.items():
+        key = identity(known[name])
+        if key not in made:
+            made[key] = _cut(known[name], axes)
+    for name, tensor in new_tensors.items():
+        if name in known:
+            made[identity(known[name])] = like(known[name], tensor)
+    small = copy_with(
+        model, {name: made[identity(t)] for name, t in known.items() if identity(t) in made}
+    )
+    for name, tensor in new_tensors.items():
+        if name not in known and not add_tensor(small, name, tensor.clone()):
+            raise PlanError(f"{type(model).__name__} has no place for the plan's '{name}'.")
+    apply_attributes(small, attributes)
+    return small
+
+
+def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name; tied ones under each of their names."""
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
+def copy_with(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A deep copy of the model in which the named tensors are the given objects, wherever the model
+    refers to them. Names may also be those of tensors it holds as plain attributes."""
+    known = tensors_by_name(model)
+    memo: dict[int, Any] = {}
+    for name, tensor in tensors.items():
+        old = known.get(name)
+        if old is None:
+            old = _attribute(model, name)
+        if isinstance(old, Tensor):
+            memo[id(old)] = tensor
+    return copy.deepcopy(model, memo)
+
+
+def add_tensor(model: nn.Module, name: str, tensor: Tensor) -> bool:
+    """Give a module a tensor where it has None or nothing; False where there is no such place."""
+    path, _, leaf = name.rpartition(".")
+    owner = _attribute(model, path) if path else model
+    if not isinstance(owner, nn.Module) or getattr(owner, leaf, None) is not None:
+        return False
+    if leaf not in owner._parameters and not hasattr(owner, "weight"):
+        return False
+    if isinstance(tensor, nn.Parameter):
+        owner.register_parameter(leaf, tensor)
+    else:
+        owner._parameters.pop(leaf, None)
+        owner.register_buffer(leaf, tensor)
+    return True
+
+
+def apply_attributes(model: nn.Module, attributes: Changes) -> None:
+    """Set recorded attributes: {module path: {attribute: [old, new]}}; a dotted attribute is one of
+    an object the module holds ("config.hidden_size"). Raises PlanError, before anything is set,
+    when the model has no such attribute or another value than the old one."""
+    found: list[tuple[Any, str, Any]] = []
+    for path, changes in attributes.items():
+        for name, (old, new) in changes.items():
+            owner, leaf = holder(model, path, name)
+            value = getattr(owner, leaf, None)
+            if owner is None or plain(value) not in (old, new):
+                raise PlanError(
+                    f"the plan changes {path or type(model).__name__}.{name} from {old} to {new}, "
+                    f"but the model has {value}; apply it to a model of the original shapes."
+                )
+            found.append((owner, leaf, as_type_of(value, new)))
+    for owner, leaf, new in found:
+        setattr(owner, leaf, new)
+
+
+def holder(model: nn.Module, path: str, name: str) -> tuple[Any, str]:
+    """The object that holds an attribute of a module, and the attribute's last name."""
+    outer, _, leaf = name.rpartition(".")
+    return _attribute(model, ".".join(filter(None, (path, outer)))), leaf
+
+
+def like(old: Tensor, new: Tensor) -> Tensor:
+    """A copy of `new` with the kind, dtype and device of `old`."""
+    data = new.detach().to(dtype=old.dtype, device=old.device, copy=True)
+    return nn.Parameter(data, old.requires_grad) if isinstance(old, nn.Parameter) else data
+
+
+def _cut(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
+    data = tensor.detach()
+    for axis, kept in axes.items():
+        data = data.index_select(axis, kept.to(data.device))
+    return like(tensor, data)
+
+
+def _attribute(model: nn.Module, name: str) -> Any:
+    value: Any = model
+    for part in filter(None, name.split(".")):
+        value = getattr(value, part, None)
+    return value

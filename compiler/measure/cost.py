@@ -1,0 +1,46 @@
+"""Parameters, bytes and multiply-accumulates of a graph, before and after a plan, from its terms."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+from torch import nn
+
+from ..capture.examples import batch_size
+from ..inference.dimensions import width_of
+from ..inference.graph import Graph
+from ..ir.terms import Var
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """`params`: entries of parameters; `bytes`: of parameters and buffers; `macs`: multiply-
+    accumulates of linear, convolution, matrix product and attention for one sample."""
+
+    params: int
+    bytes: int
+    macs: int
+
+
+def cost(graph: Graph, kept: Mapping[Var, int] | None = None) -> Cost:
+    """The cost when variables have the `kept` sizes (None: as captured). Exact, without building
+    anything. Tensors of the model that the captured graph does not use count as they are."""
+    widths = dict(kept or {})
+    program = graph.program
+    params = size = 0
+    for name, tensor in program.tensors.items():
+        entries = math.prod(width_of(t, widths) for t in graph.inference.tensors[name])
+        size += entries * tensor.element_size()
+        params += entries if isinstance(tensor, nn.Parameter) else 0
+    unused = _unused(graph)
+    macs = sum(math.prod(width_of(t, widths) for t in terms) for terms in graph.inference.costs)
+    batch = batch_size(program.args, program.kwargs) or 1
+    return Cost(params + unused[0], size + unused[1], macs // batch)
+
+
+def _unused(graph: Graph) -> tuple[int, int]:
+    used = {id(t) for t in graph.program.tensors.values()}
+    rest = [p for p in graph.source.parameters() if id(p) not in used]
+    return sum(p.numel() for p in rest), sum(p.numel() * p.element_size() for p in rest)

@@ -1,0 +1,90 @@
+"""Recipes: TOML files that name an ordered list of passes, found by entry point."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import importlib.resources
+import pathlib
+import tomllib
+from collections.abc import Mapping
+from typing import Any
+
+from .errors import PlanError
+from .passmanager import Pass
+
+GROUP = "prunec.passes"
+
+
+def pass_class(name: str) -> type[Pass]:
+    """The pass registered under a name (entry point group `prunec.passes`).
+
+    Raises PlanError listing the names there are.
+    """
+    found = {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
+    if name not in found:
+        raise PlanError(f"there is no pass '{name}'; installed ones are {', '.join(sorted(found))}.")
+    loaded = found[name].load()
+    if not (isinstance(loaded, type) and issubclass(loaded, Pass)):
+        raise PlanError(f"entry point '{name}' is not a Pass subclass; fix the package it is from.")
+    return loaded
+
+
+def read_recipe(path: str | pathlib.Path | None) -> list[dict[str, Any]]:
+    """The entries of a recipe file; None: the default one. Raises PlanError for a bad file."""
+    if path is None:
+        text = importlib.resources.files(__package__).joinpath("recipes/default.toml").read_text()
+    else:
+        try:
+            text = pathlib.Path(path).read_text()
+        except OSError as error:
+            raise PlanError(f"recipe {path} cannot be read: {error.strerror}.") from error
+    try:
+        entries = tomllib.loads(text).get("pass", [])
+    except tomllib.TOMLDecodeError as error:
+        raise PlanError(f"recipe {path} is not TOML: {error}.") from error
+    if not entries or any("use" not in entry for entry in entries):
+        raise PlanError(f"recipe {path} needs [[pass]] entries, each with use = \"pass-name\".")
+    return entries
+
+
+def build_pipeline(
+    entries: list[dict[str, Any]], supplies: Mapping[str, Any],
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> tuple[list[Pass], list[str]]:
+    """Instances of a recipe's passes, and notes on those left out.
+
+    `supplies`: values by name ("target", "train", "calibration"); a field of a pass called so (or
+    `train_loader` for "train") receives it. An entry with `needs` is left out, with a note, when
+    that was not given. `options`: more options per pass name, which win over the recipe's.
+    Raises PlanError for an option a pass does not have.
+    """
+    passes: list[Pass] = []
+    notes: list[str] = []
+    offered = {**supplies, "train_loader": supplies.get("train")}
+    for entry in entries:
+        own = {k.replace("-", "_"): v for k, v in entry.items() if k not in ("use", "needs")}
+        need = entry.get("needs")
+        if need is not None and supplies.get(need) is None:
+            notes.append(f"{entry['use']} was left out: no {need} data was given")
+            continue
+        cls = pass_class(entry["use"])
+        fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+        own.update((options or {}).get(entry["use"], {}))
+        unknown = [key for key in own if key not in fields]
+        if unknown:
+            raise PlanError(
+                f"pass '{entry['use']}' has no option '{unknown[0]}'; it has {', '.join(fields)}."
+            )
+        for name, value in offered.items():
+            if name in fields and name not in own and value is not None:
+                own[name] = value
+        missing = [
+            f.name for f in fields.values()
+            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+            and f.name not in own
+        ]
+        if missing:
+            raise PlanError(f"pass '{entry['use']}' needs '{missing[0]}', which was not given.")
+        passes.append(cls(**own))
+    return passes, notes

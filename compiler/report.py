@@ -1,0 +1,155 @@
+"""What a compile tells: sizes, times, every dimension, every pass, every error measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .emit.onnx_export import OnnxReport
+from .measure.cost import Cost
+from .measure.timing import Comparison
+from .verify.oracles import Check
+
+
+@dataclasses.dataclass(frozen=True)
+class PassReport:
+    """One pass of the pipeline: its options, its one-line summary, details, wall seconds."""
+
+    name: str
+    options: dict[str, Any]
+    summary: str
+    details: dict[str, Any]
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class DimensionReport:
+    """One dimension: how many entries it had and has, and why ("pruned", "kept", "blocked")."""
+
+    name: str
+    kind: str
+    before: int
+    after: int
+    state: str
+    reason: str
+
+
+@dataclasses.dataclass
+class Report:
+    """Everything measured in one compile. Sizes are for the whole model, MACs for one sample."""
+
+    model: str
+    emitted: str
+    before: Cost
+    after: Cost
+    dimensions: list[DimensionReport]
+    passes: list[PassReport]
+    checks: list[Check]
+    latency: list[Comparison] = dataclasses.field(default_factory=list)
+    onnx: OnnxReport | None = None
+    quality: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    disk: tuple[int, int] | None = None
+    target: str = ""
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON types."""
+        data = dataclasses.asdict(self)
+        data["checks"] = [check.to_json() for check in self.checks]
+        data["latency"] = [timing.to_json() for timing in self.latency]
+        data["onnx"] = self.onnx.to_json() if self.onnx is not None else None
+        return json.loads(json.dumps(data, default=str))
+
+    def tables(self) -> list[Table]:
+        """The tables people are shown: sizes and quality, speed, checks."""
+        return [t for t in (self._sizes(), self._speed(), self._checks()) if t.row_count]
+
+    def _sizes(self) -> Table:
+        title = f"{self.model}" + (f", target {self.target}" if self.target else "")
+        table = Table(title=title, title_justify="left")
+        for column in ("", "before", "after", "kept"):
+            table.add_column(column, justify="left" if not column else "right")
+        rows: list[tuple[str, float, float]] = [
+            ("parameters", self.before.params, self.after.params),
+            ("MACs (one sample)", self.before.macs, self.after.macs),
+            ("bytes in memory", self.before.bytes, self.after.bytes),
+        ]
+        if self.disk is not None:
+            rows.append(("bytes on disk", *self.disk))
+        for name, old, new in rows:
+            share = f"{new / old:.1%}" if old else "-"
+            table.add_row(name, f"{old:,.0f}", f"{new:,.0f}", share)
+        for name, (old, new) in self.quality.items():
+            table.add_row(name, f"{old:.4f}", f"{new:.4f}", f"{new / old:.1%}" if old else "-")
+        return table
+
+    def _speed(self) -> Table:
+        table = Table(title="speed, measured side by side", title_justify="left")
+        for column in ("runtime", "batch", "before ms", "after ms", "ratio", "95 %", "A/A"):
+            table.add_column(column, justify="right" if column != "runtime" else "left")
+        for c in self.latency:
+            table.add_row(
+                c.runtime, str(c.batch or "-"), _spread(c.before), _spread(c.after),
+                f"{c.ratio:.2f}x", f"{c.ratio_low:.2f}-{c.ratio_high:.2f}", f"{c.control:.2f}",
+            )
+        if self.latency:
+            c = self.latency[0]
+            versions = ", ".join(f"{k} {v}" for k, v in c.versions.items() if isinstance(v, str))
+            table.caption = f"{c.device}, {c.dtype}, {c.threads} threads; {versions}"
+            table.caption_justify = "left"
+        return table
+
+    def _checks(self) -> Table:
+        table = Table(title="errors measured", title_justify="left")
+        for column in ("check", "relative error", "judged in", ""):
+            table.add_column(column)
+        for check in self.checks:
+            error = "not run" if check.error is None else f"{check.error:.1e}"
+            note = check.skipped
+            if check.sensitivity is not None:
+                note = f"a wrong permutation moves the output by {check.sensitivity:.1e}"
+            table.add_row(check.name, error, check.dtype, note)
+        if self.onnx is not None:
+            table.add_row(
+                "ONNX == module", f"{self.onnx.max_rel_error:.1e}", "onnxruntime",
+                f"largest difference {self.onnx.max_abs_error:.1e}, opset {self.onnx.opset}",
+            )
+        return table
+
+    def __str__(self) -> str:
+        stream = io.StringIO()
+        console = Console(file=stream, width=110)
+        self.print(console)
+        return stream.getvalue()
+
+    def print(self, console: Console) -> None:
+        """Write the tables and notes to a console."""
+        for table in self.tables():
+            console.print(table)
+        changed = [d for d in self.dimensions if d.state == "pruned"]
+        blocked = [d for d in self.dimensions if d.state == "blocked"]
+        console.print(
+            f"{len(changed)} dimensions pruned, "
+            f"{len(self.dimensions) - len(changed) - len(blocked)} kept, {len(blocked)} blocked; "
+            f"emitted as {self.emitted}"
+        )
+        for note in self.notes:
+            console.print(f"note: {note}", highlight=False)
+
+
+def _spread(timing: Any) -> str:
+    return f"{timing.median_ms:.2f} ({timing.low_ms:.2f}-{timing.high_ms:.2f})"
+
+
+def dimension_rows(rows: Sequence[DimensionReport]) -> list[str]:
+    """One line per dimension, for text reports."""
+    return [
+        f"{row.state:<8} {row.kind:<12} {row.before:>6} -> {row.after:<6} {row.name}  {row.reason}"
+        for row in rows
+    ]

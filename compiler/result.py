@@ -1,0 +1,162 @@
+"""What a run returns: the model, the plan, the report; verify, export and save."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from .capture.examples import batch_size
+from .compilation import Compilation
+from .emit.artifact import save_artifact
+from .emit.onnx_export import OnnxReport, export_onnx
+from .errors import PlanError
+from .measure.cost import cost
+from .measure.model_timing import compare_modules
+from .measure.timing import Comparison
+from .report import DimensionReport, PassReport, Report
+from .rewrite.plan import Plan
+from .rewrite.rewrite import rewrite
+from .verify.backends import check_backends
+from .verify.oracles import Check
+from .verify.prove import prove, verification_inputs
+
+THROUGHPUT_BATCH = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """Errors re-measured: `masked_error` is the worst relative |dense - masked|, `module_error`
+    that between the module and the graph (None: no module)."""
+
+    masked_error: float | None
+    module_error: float | None
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+
+class Result:
+    """The outcome of a pipeline. `model` is type(original) where the module back end holds."""
+
+    def __init__(self, state: Compilation, passes: Sequence[PassReport]) -> None:
+        self._state = state
+        self.plan: Plan = state.plan
+        self.model: nn.Module = state.model
+        self.report = _report(state, list(passes))
+
+    @property
+    def graph_module(self) -> nn.Module | None:
+        """The graph back end's model; shares its parameters with `model`. None before SparseToDense."""
+        return self._state.dense.graph_module if self._state.dense is not None else None
+
+    @property
+    def source(self) -> nn.Module:
+        """The original model."""
+        return self._state.graph.source
+
+    def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The example call the model was captured with: args and kwargs."""
+        program = self._state.graph.program
+        return program.args, program.kwargs
+
+    def verify(self, seed: int = 101) -> Verification:
+        """Prove the result once more, on new random inputs.
+
+        Dense against masked (the plan restricted to exact dimensions), restricted statistics,
+        permutation, module against graph. The first three use the original weights, so they hold
+        however the result was trained since. Raises VerificationError when one fails.
+        """
+        state = self._state
+        graph = state.graph
+        if state.dense is None:
+            raise PlanError("nothing to verify: the pipeline has no SparseToDense.")
+        planned = state.plan.planned()
+        program = rewrite(graph, state.plan.combined(), state.dead.folds, on_use=True)
+        checks = prove(graph, program, planned, state.dead, verification_inputs(state, seed))
+        check_backends(state)
+        agreements = [c for c in state.checks if c.name.endswith("== program")]
+        errors = {c.name: c.error for c in (*checks, *agreements)}
+        return Verification(
+            errors.get("zero mask"), errors.get("module == program"), (*checks, *agreements)
+        )
+
+    def measure(
+        self, runtime: str = "torch", batch: int | None = None, **options: Any
+    ) -> Comparison:
+        """Time original against result, interleaved; the comparison also goes to the report."""
+        args, kwargs = self.example()
+        comparison = compare_modules(
+            self.source, self.model, args, kwargs, runtime=runtime,
+            device=str(self._state.graph.program.device()), batch=batch, **options,
+        )
+        self.report.latency.append(comparison)
+        return comparison
+
+    def measure_all(self, runtimes: Sequence[str] = ("torch",), **options: Any) -> None:
+        """Batch 1 and a throughput batch, in each runtime; only the example's own batch where the
+        model fixed it."""
+        args, kwargs = self.example()
+        own = batch_size(args, kwargs)
+        dynamic = self._state.graph.program.dynamic
+        batches = [1, max(THROUGHPUT_BATCH, own or 1)] if dynamic and own else [None]
+        for runtime in runtimes:
+            for batch in batches:
+                self.measure(runtime, batch, **options)
+
+    def export_onnx(self, path: str | pathlib.Path, **options: Any) -> OnnxReport:
+        """Export to ONNX with a dynamic batch, check the file and compare it with the model in
+        onnxruntime. Falls back to the graph module where the module does not export. Raises
+        ExportError."""
+        args, kwargs = self.example()
+        onnx = export_onnx(self.model, args, kwargs, path, **options)
+        self.report.onnx = onnx
+        return onnx
+
+    def save(self, directory: str | pathlib.Path, **companions: Any) -> pathlib.Path:
+        """Write the artifact: safetensors and JSON, nothing pickled. `companions`: a tokenizer or
+        processor to save along. The directory appears whole or not at all. Raises ArtifactError."""
+        return save_artifact(self._state, self.report, directory, **companions)
+
+    def __repr__(self) -> str:
+        r = self.report
+        return (
+            f"Result({type(self.model).__name__}: {r.before.params:,} -> {r.after.params:,} "
+            f"parameters, {r.before.macs:,} -> {r.after.macs:,} MACs)"
+        )
+
+
+def _report(state: Compilation, passes: list[PassReport]) -> Report:
+    graph = state.graph
+    kept = state.plan.combined()
+    sizes = {var: len(entries) for var, entries in kept.items()}
+    rows: list[DimensionReport] = []
+    stayed = state.dead.stayed
+    for d in graph.dimensions.values():
+        after = d.size if d.var is None else sizes.get(d.var, d.size)
+        if d.blocked is not None:
+            rows.append(DimensionReport(d.name, d.kind, d.size, d.size, "blocked", str(d.blocked)))
+        elif after < d.size:
+            why = "planned" if d.name in state.plan.kept else "already dead"
+            rows.append(DimensionReport(d.name, d.kind, d.size, after, "pruned", why))
+        else:
+            why = stayed.get(d.name, "not chosen" if d.exact else f"norm-coupled: {d.statistics[0]}")
+            rows.append(DimensionReport(d.name, d.kind, d.size, d.size, "kept", why))
+    notes = [*graph.program.notes, *state.notes]
+    notes += [f"{name}: {text}" for name, text in stayed.items()]
+    emitted = "masked model (no SparseToDense)"
+    if state.dense is not None:
+        own = type(graph.source).__name__
+        emitted = own if state.dense.module is not None else "a graph module"
+        if state.dense.module is None:
+            notes.append(f"the module back end does not hold: {state.dense.module_reason}")
+    after = cost(graph, sizes if state.dense is not None else None)
+    return Report(
+        model=type(graph.source).__name__, emitted=emitted, before=cost(graph), after=after,
+        dimensions=rows, passes=passes, checks=list(state.checks), notes=notes,
+    )

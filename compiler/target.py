@@ -1,0 +1,83 @@
+"""What a compile aims at."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from .errors import TargetError
+
+SHARES = ("width", "params", "macs", "bytes")
+RUNTIMES = ("torch", "compile", "onnxruntime")
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """One aim. `width`, `params`, `macs`, `bytes`: the share kept, in (0, 1]; `width` is that of
+    every prunable dimension, one factor per product. `speedup`: a factor >= 1. `latency_ms`:
+    absolute. A speed target is for a runtime ("torch", "compile", "onnxruntime"), a batch (None:
+    that of the example inputs) and the model's dtype.
+
+    Raises TargetError for none, several, or a value out of range.
+    """
+
+    width: float | None = None
+    params: float | None = None
+    macs: float | None = None
+    bytes: float | None = None
+    speedup: float | None = None
+    latency_ms: float | None = None
+    runtime: str = "torch"
+    batch: int | None = None
+
+    def __post_init__(self) -> None:
+        given = [k for k in (*SHARES, "speedup", "latency_ms") if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise TargetError(
+                f"a target names one aim, not {given or 'none'}; choose one of width, params, "
+                "macs, bytes, speedup, latency_ms."
+            )
+        value = self.value
+        if self.kind in SHARES and not 0 < value <= 1:
+            raise TargetError(f"{self.kind} is the share kept and lies in (0, 1], not {value}.")
+        if self.kind == "speedup" and value < 1:
+            raise TargetError(f"speedup is a factor of at least 1, not {value}.")
+        if value <= 0:
+            raise TargetError(f"{self.kind} must be positive, not {value}.")
+        if self.runtime not in RUNTIMES:
+            raise TargetError(f"runtime is one of {', '.join(RUNTIMES)}, not '{self.runtime}'.")
+
+    @property
+    def kind(self) -> str:
+        """The name of the aim."""
+        keys = (*SHARES, "speedup", "latency_ms")
+        return next(k for k in keys if getattr(self, k) is not None)
+
+    @property
+    def value(self) -> float:
+        """Its value."""
+        return float(getattr(self, self.kind))
+
+    @property
+    def measured(self) -> bool:
+        """Whether reaching it is a matter of measurement."""
+        return self.kind in ("speedup", "latency_ms")
+
+    def __str__(self) -> str:
+        return f"{self.kind}={self.value:g}"
+
+    @classmethod
+    def parse(cls, text: str, runtime: str = "torch", batch: int | None = None) -> Target:
+        """Read `speedup=2`, `params=0.5`... Raises TargetError with the form expected."""
+        match = re.fullmatch(r"\s*(\w+)\s*=\s*([0-9.eE+-]+)x?\s*", text)
+        keys = (*SHARES, "speedup", "latency_ms")
+        if match is None or match.group(1) not in keys:
+            raise TargetError(
+                f"target '{text}' is not understood; write NAME=VALUE with NAME one of "
+                f"{', '.join(keys)}, as in speedup=2."
+            )
+        try:
+            value = float(match.group(2))
+        except ValueError as error:
+            raise TargetError(f"target '{text}' has no number in it.") from error
+        return cls(**{match.group(1): value}, runtime=runtime, batch=batch)  # type: ignore[arg-type]

@@ -1,0 +1,87 @@
+"""Runs the three checks on a dense program, and names the culprit when one fails."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..capture.examples import fresh_inputs, resized
+from ..inference.graph import Graph
+from ..ir.program import Program
+from ..rewrite.dead import DeadEntries
+from ..rewrite.rewrite import rewrite
+from ..rewrite.slicing import Kept
+from .blame import blame_permutation, blame_plan
+from .oracles import (
+    Check,
+    Inputs,
+    permutation,
+    require,
+    restricted_statistics,
+    unsupported_statistics,
+    zero_mask,
+)
+
+if TYPE_CHECKING:
+    from ..compilation import Compilation
+
+CALIBRATION_CHECKED = 2  # batches: one may be unlucky, more cost time
+
+
+def verification_inputs(state: Compilation, seed: int = 1) -> list[list[Any]]:
+    """Flat inputs the checks run on: fresh ones, at another batch size when that is dynamic, and
+    calibration batches."""
+    program = state.graph.program
+    fresh = fresh_inputs(program.args, program.kwargs, seed=seed)
+    inputs = [program.flat_inputs(*fresh)]
+    if program.dynamic:
+        inputs.append(program.flat_inputs(*resized(*fresh_inputs(*fresh, seed=seed + 1), batch=2)))
+    return inputs + state.calibration[:CALIBRATION_CHECKED]
+
+
+def prove(
+    graph: Graph, program: Program, planned: Kept, dead: DeadEntries, inputs: Inputs
+) -> list[Check]:
+    """The three checks of a dense program. Raises VerificationError with the culprit.
+
+    `planned`: kept entries of planned removals; `inputs`: flat inputs to compare on. Weights on the
+    meta device cannot be compared: one check says so.
+    """
+    if any(t.device.type == "meta" for t in graph.program.tensors.values()):
+        return [Check("all", None, "-", 0, skipped="weights are on the meta device")]
+    checks = [
+        require(permutation(graph, inputs[:1]), lambda: blame_permutation(graph, inputs[0]))
+    ]
+    coupled = {d.var for d in graph.prunable.values() if d.var in planned and not d.exact}
+    exact = {var: kept for var, kept in planned.items() if var not in coupled}
+    removed = {v: _without(planned, v, gone) for v, gone in dead.removed.items()}
+    if exact or removed:
+        part = program if not coupled else rewrite(
+            graph, {**exact, **{v: k for v, k in removed.items() if v not in coupled}},
+            dead.folds, on_use=True,
+        )
+        checks.append(
+            require(
+                zero_mask(graph, part, exact, inputs),
+                lambda: blame_plan(graph, exact, inputs[0], statistics=False),
+            )
+        )
+    if coupled:
+        missing = unsupported_statistics(graph, planned)
+        if missing:
+            why = f"no reference for {missing[0].name} ({missing[0].target})"
+            checks.append(Check("restricted statistics", None, "-", 0, skipped=why))
+        else:
+            checks.append(
+                require(
+                    restricted_statistics(graph, program, planned, inputs),
+                    lambda: blame_plan(graph, planned, inputs[0], statistics=True),
+                )
+            )
+    return checks
+
+
+def _without(planned: Kept, var: Any, gone: torch.Tensor) -> torch.Tensor:
+    before = planned.get(var, torch.arange(var.size))
+    return before[~torch.isin(before, gone)]

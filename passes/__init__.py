@@ -1,0 +1,17 @@
+"""The built-in passes, in the order a pipeline usually has them."""
+
+from .allocate_widths import AllocateWidths
+from .distill import Distill
+from .magnitude_score import MagnitudeScore
+from .prune_channels import PruneChannels
+from .prune_heads import PruneHeads
+from .sparse_to_dense import SparseToDense
+
+__all__ = [
+    "AllocateWidths",
+    "Distill",
+    "MagnitudeScore",
+    "PruneChannels",
+    "PruneHeads",
+    "SparseToDense",
+]
