@@ -6,7 +6,7 @@
 
 from .capture.capture import capture
 from .driver import compile
-from .emit.load import load
+from .artifact.load import load
 from .errors import PrunecError
 from .inference.dimensions import Dimension
 from .inference.graph import Graph
@@ -14,7 +14,7 @@ from .inference.rule import RuleContext, op_rule
 from .passmanager import Pass, PassManager, PassResult
 from .report import Report
 from .result import Result
-from .rewrite.plan import Plan
+from .plan import Plan
 from .target import Target
 
 __all__ = [

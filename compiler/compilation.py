@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .emit.build import Dense
 from .inference.graph import Graph
 from .rewrite.dead import DeadEntries
-from .rewrite.plan import Plan
+from .plan import Plan
 from .rewrite.slicing import zero_tensor
 
 if TYPE_CHECKING:

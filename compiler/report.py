@@ -81,7 +81,7 @@ class Report:
             ("bytes in memory", self.before.bytes, self.after.bytes),
         ]
         if self.disk is not None:
-            rows.append(("bytes on disk", *self.disk))
+            rows.append(("bytes of weights on disk", *self.disk))
         for name, old, new in rows:
             share = f"{new / old:.1%}" if old else "-"
             table.add_row(name, f"{old:,.0f}", f"{new:,.0f}", share)
@@ -100,8 +100,10 @@ class Report:
             )
         if self.latency:
             c = self.latency[0]
-            versions = ", ".join(f"{k} {v}" for k, v in c.versions.items() if isinstance(v, str))
-            table.caption = f"{c.device}, {c.dtype}, {c.threads} threads; {versions}"
+            shown = ("torch", "onnxruntime", "transformers", "python")
+            versions = ", ".join(f"{k} {c.versions[k]}" for k in shown if c.versions.get(k))
+            name = c.versions.get("device_name") or c.device
+            table.caption = f"{name}, {c.dtype}, {c.threads} threads; {versions}"
             table.caption_justify = "left"
         return table
 

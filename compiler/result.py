@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,14 +12,14 @@ from torch import nn
 
 from .capture.examples import batch_size
 from .compilation import Compilation
-from .emit.artifact import save_artifact
+from .artifact.save import save_artifact, weight_bytes
 from .emit.onnx_export import OnnxReport, export_onnx
-from .errors import PlanError
+from .errors import ExportError, PlanError
 from .measure.cost import cost
 from .measure.model_timing import compare_modules
 from .measure.timing import Comparison
 from .report import DimensionReport, PassReport, Report
-from .rewrite.plan import Plan
+from .plan import Plan
 from .rewrite.rewrite import rewrite
 from .verify.backends import check_backends
 from .verify.oracles import Check
@@ -98,30 +99,66 @@ class Result:
         self.report.latency.append(comparison)
         return comparison
 
-    def measure_all(self, runtimes: Sequence[str] = ("torch",), **options: Any) -> None:
+    def measure_all(
+        self, runtimes: Sequence[str] = ("torch",), onnx: pathlib.Path | None = None, **options: Any
+    ) -> None:
         """Batch 1 and a throughput batch, in each runtime; only the example's own batch where the
-        model fixed it."""
+        model fixed it. `onnx`: the result's exported file; the original is exported beside it for
+        the time of the measurement."""
         args, kwargs = self.example()
         own = batch_size(args, kwargs)
         dynamic = self._state.graph.program.dynamic
         batches = [1, max(THROUGHPUT_BATCH, own or 1)] if dynamic and own else [None]
         for runtime in runtimes:
-            for batch in batches:
-                self.measure(runtime, batch, **options)
+            files: dict[str, Any] = {}
+            with tempfile.TemporaryDirectory(prefix="prunec-") as scratch:
+                if runtime == "onnxruntime":
+                    pair = [pathlib.Path(scratch) / "original.onnx", onnx]
+                    export_onnx(self.source, args, kwargs, pair[0])
+                    if pair[1] is None:
+                        pair[1] = pathlib.Path(scratch) / "result.onnx"
+                        export_onnx(self.model, args, kwargs, pair[1])
+                    files = {"onnx_before": pair[0], "onnx_after": pair[1]}
+                for batch in batches:
+                    self.measure(runtime, batch, **files, **options)
 
     def export_onnx(self, path: str | pathlib.Path, **options: Any) -> OnnxReport:
         """Export to ONNX with a dynamic batch, check the file and compare it with the model in
         onnxruntime. Falls back to the graph module where the module does not export. Raises
         ExportError."""
         args, kwargs = self.example()
-        onnx = export_onnx(self.model, args, kwargs, path, **options)
+        try:
+            onnx = export_onnx(self.model, args, kwargs, path, **options)
+        except ExportError:
+            if self.graph_module is None or self.graph_module is self.model:
+                raise
+            onnx = export_onnx(self.graph_module, args, kwargs, path, **options)
         self.report.onnx = onnx
         return onnx
 
-    def save(self, directory: str | pathlib.Path, **companions: Any) -> pathlib.Path:
-        """Write the artifact: safetensors and JSON, nothing pickled. `companions`: a tokenizer or
-        processor to save along. The directory appears whole or not at all. Raises ArtifactError."""
-        return save_artifact(self._state, self.report, directory, **companions)
+    def save(
+        self,
+        directory: str | pathlib.Path,
+        *,
+        onnx: bool = False,
+        measure: Sequence[str] = (),
+        **companions: Any,
+    ) -> pathlib.Path:
+        """Write the artifact: safetensors and JSON, nothing pickled; with `onnx`, model.onnx too.
+
+        `measure`: runtimes to time before the report is written. `companions`: a tokenizer or
+        processor to save along. The directory appears whole or not at all. Raises ArtifactError,
+        ExportError.
+        """
+
+        def finish(place: pathlib.Path) -> None:
+            path = place / "model.onnx"
+            if onnx:
+                self.report.onnx = dataclasses.replace(self.export_onnx(path), path=path.name)
+            self.report.disk = (self.report.before.bytes, weight_bytes(place))
+            self.measure_all(measure, path if onnx else None)
+
+        return save_artifact(self._state, self.report, directory, finish, **companions)
 
     def __repr__(self) -> str:
         r = self.report
@@ -149,13 +186,13 @@ def _report(state: Compilation, passes: list[PassReport]) -> Report:
             rows.append(DimensionReport(d.name, d.kind, d.size, d.size, "kept", why))
     notes = [*graph.program.notes, *state.notes]
     notes += [f"{name}: {text}" for name, text in stayed.items()]
-    emitted = "masked model (no SparseToDense)"
+    emitted = "a masked model: nothing is smaller before SparseToDense"
     if state.dense is not None:
         own = type(graph.source).__name__
         emitted = own if state.dense.module is not None else "a graph module"
         if state.dense.module is None:
             notes.append(f"the module back end does not hold: {state.dense.module_reason}")
-    after = cost(graph, sizes if state.dense is not None else None)
+    after = cost(graph, sizes)
     return Report(
         model=type(graph.source).__name__, emitted=emitted, before=cost(graph), after=after,
         dimensions=rows, passes=passes, checks=list(state.checks), notes=notes,

@@ -91,6 +91,7 @@ class Distill(Pass):
     output: Which = None
 
     name: ClassVar[str] = "distill"
+    provides: ClassVar[tuple[str, ...]] = ("recovered",)
     needs: ClassVar[tuple[str, ...]] = ("dense",)
 
     def __post_init__(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import logging
 import warnings
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 from prunec.compiler.emit import onnx_export as onnx_export_module
 from prunec.compiler.emit.onnx_export import export_onnx
+from prunec.compiler.emit.onnx_parity import prove_parity
 from prunec.compiler.emit.onnx_session import OnnxSession
 from prunec.compiler.errors import ExportError
 
@@ -128,21 +131,32 @@ def test_transformers_model_with_a_constant_and_keywords_in_another_order(tmp_pa
     assert report.max_rel_error < 1e-4
 
 
-def test_a_file_that_disagrees_never_replaces_a_good_one(tmp_path, monkeypatch) -> None:
+def test_parity_sees_other_weights_nan_and_shapes(tmp_path, monkeypatch) -> None:
     path, model, x = tmp_path / "net.onnx", nn.Linear(3, 4), torch.randn(2, 3)
-    export_onnx(model, (x,), {}, path, dynamic_batch=False)
-    good, honest = path.read_bytes(), OnnxSession.run
-
-    def off_by_a_little(self, tensors):
-        return [value * 1.01 for value in honest(self, tensors)]
-
-    monkeypatch.setattr(OnnxSession, "run", off_by_a_little)
-    with pytest.raises(ExportError, match=r"'output' at batch 2: 1.0e-02 of its largest value"):
-        export_onnx(model, (x,), {}, path, dynamic_batch=False)
+    export_onnx(model, (x,), {}, path)
+    prove = functools.partial(prove_parity, batches=[2, 3], tolerance=1e-3)
+    assert prove(model, (x,), {}, path).max_rel_error < 1e-5
+    off = copy.deepcopy(model)
+    off.load_state_dict({name: value * 1.01 for name, value in model.state_dict().items()})
+    with pytest.raises(ExportError, match=r"'output' at batch 2: 9.9e-03 of its largest value"):
+        prove(off, (x,), {}, path)
+    assert prove(off, (x,), {}, path, tolerance=0.1).max_rel_error == pytest.approx(0.0099, 1e-2)
+    with pytest.raises(ExportError, match=r"gives shape \(2, 4\) .* the model \(2, 5\)"):
+        prove(nn.Linear(3, 5), (x,), {}, path)
+    honest = OnnxSession.run
     monkeypatch.setattr(OnnxSession, "run", lambda *a: [v * torch.nan for v in honest(*a)])
     with pytest.raises(ExportError, match=r"gives NaN .* where the model does not"):
-        export_onnx(model, (x,), {}, path, dynamic_batch=False)
-    assert path.read_bytes() == good
+        prove(model, (x,), {}, path)
+
+
+def test_a_file_that_disagrees_never_replaces_a_good_one(tmp_path, monkeypatch) -> None:
+    path, x = tmp_path / "net.onnx", torch.randn(2, 3)
+    path.write_bytes(b"good")
+    honest = OnnxSession.run
+    monkeypatch.setattr(OnnxSession, "run", lambda *a: [v * 1.01 for v in honest(*a)])
+    with pytest.raises(ExportError, match="differs from the model"):
+        export_onnx(nn.Linear(3, 4), (x,), {}, path, dynamic_batch=False)
+    assert path.read_bytes() == b"good"
     assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
 
 

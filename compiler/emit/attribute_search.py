@@ -140,7 +140,8 @@ def _where(error: BaseException) -> tuple[str, str]:
     while trace is not None:
         frame = trace.tb_frame
         own = frame.f_locals.get("self")
-        if isinstance(own, nn.Module) and not type(own).__module__.startswith("torch."):
+        library = frame.f_globals.get("__name__", "").startswith("torch.")
+        if isinstance(own, nn.Module) and not library:
             owner = type(own).__qualname__
             file = frame.f_code.co_filename.replace("\\", "/").rpartition("/")[2]
             place = f"{frame.f_code.co_qualname} at {file}:{trace.tb_lineno}: "

@@ -61,6 +61,10 @@ class OnnxSession:
         self.inputs = [value.name for value in self._session.get_inputs()]
         self.outputs = [value.name for value in self._session.get_outputs()]
 
+    def signature(self) -> list[tuple[str, tuple[int | str, ...], str]]:
+        """Name, shape (a dynamic axis by its name) and element type of every input."""
+        return [(v.name, tuple(v.shape), v.type) for v in self._session.get_inputs()]
+
     def run(self, tensors: dict[str, Tensor]) -> list[Tensor]:
         """The outputs, on the CPU, for the inputs by name; other names are ignored."""
         if any("bfloat16" in value.type for value in self._session.get_outputs()):

@@ -15,7 +15,7 @@ import json
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from ..capture.export import export
 from ..errors import ArtifactError
-from .graph_store import store_program
-from .tensor_store import save_tensors
+from ..emit.graph_store import store_program
+from ..emit.tensor_store import save_tensors
 
 if TYPE_CHECKING:
     from ..compilation import Compilation
@@ -35,10 +35,15 @@ MANIFEST = "prunec.json"
 
 
 def save_artifact(
-    state: Compilation, report: Report, directory: str | pathlib.Path, **companions: Any
+    state: Compilation,
+    report: Report,
+    directory: str | pathlib.Path,
+    before_closing: Callable[[pathlib.Path], None] | None = None,
+    **companions: Any,
 ) -> pathlib.Path:
     """Write an artifact and return its directory; it appears whole or not at all.
 
+    `before_closing` may add files (an .onnx) and complete the report before that is written.
     `companions` are objects with `save_pretrained` (tokenizer, processor). Raises ArtifactError
     when there is no dense model, or the directory holds something that is no artifact.
     """
@@ -46,7 +51,11 @@ def save_artifact(
         raise ArtifactError("there is no dense model to save; put SparseToDense into the pipeline.")
     target = pathlib.Path(directory)
     with replaced_whole(target) as place:
-        _write(state, report, place, companions)
+        _write(state, place, companions)
+        if before_closing is not None:
+            before_closing(place)
+        (place / "report.json").write_text(json.dumps(report.to_json(), indent=1))
+        _write_manifest(state, place)
     return target
 
 
@@ -76,10 +85,9 @@ def replaced_whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
             shutil.rmtree(place)
 
 
-def _write(state: Compilation, report: Report, place: pathlib.Path, companions: Any) -> None:
+def _write(state: Compilation, place: pathlib.Path, companions: dict[str, Any]) -> None:
     dense, graph = state.dense, state.graph
     assert dense is not None
-    program = graph.program
     exported, _ = export(dense.graph_module, *_example(state))
     store_program(exported, place)
     save_tensors(_rest(dense.module, dense.program.tensors), place / "rest.safetensors")
@@ -88,13 +96,18 @@ def _write(state: Compilation, report: Report, place: pathlib.Path, companions: 
         if companion is not None:
             companion.save_pretrained(place)
     _save_config(graph.source, place)
-    (place / "report.json").write_text(json.dumps(report.to_json(), indent=1))
+
+
+def _write_manifest(state: Compilation, place: pathlib.Path) -> None:
+    dense, graph = state.dense, state.graph
+    assert dense is not None
+    program = graph.program
     cls = type(graph.source)
     manifest = {
         "format": FORMAT,
         "class": f"{cls.__module__}.{cls.__qualname__}",
         "backend": state.plan.backend,
-        "training": graph.source.training,
+        "recovered": "recovered" in state.facts,
         "aliases": {name: list(others) for name, others in program.aliases.items()},
         "leaves": {path: spec.to_json() for path, spec in dense.leaves.items()},
         "example": [_described(x) for x in program.flat_inputs()],
@@ -113,8 +126,11 @@ def _example(state: Compilation) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _described(value: Any) -> Any:
+    """Shape, dtype and the range of an example input: enough to draw inputs like it."""
     if isinstance(value, Tensor):
-        return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+        spread = [float(value.min()), float(value.max())] if value.numel() else [0.0, 0.0]
+        dtype = str(value.dtype).removeprefix("torch.")
+        return {"shape": list(value.shape), "dtype": dtype, "range": spread}
     return value if isinstance(value, (bool, int, float, str)) else None
 
 
@@ -128,6 +144,11 @@ def _rest(module: nn.Module | None, stored: dict[str, Tensor]) -> dict[str, Tens
         name: t.detach().contiguous() for name, t in tensors.items()
         if id(t) not in known and name not in stored
     }
+
+
+def weight_bytes(place: pathlib.Path) -> int:
+    """The bytes of an artifact's weight files."""
+    return sum(path.stat().st_size for path in place.glob("*.safetensors"))
 
 
 def _save_config(model: nn.Module, place: pathlib.Path) -> None:

@@ -10,10 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import PlanError
-from ..inference.graph import Graph
-from ..ir.terms import Var, variables
-from .slicing import Kept, term_indices
+from .capture.capture import capture
+from .emit.leaf_modules import emit_graph_module, leaf_specs
+from .emit.replay import replay
+from .errors import PlanError
+from .inference.graph import Graph
+from .ir.terms import Var, variables
+from .rewrite.dead import find_dead
+from .rewrite.rewrite import rewrite
+from .rewrite.slicing import Kept, term_indices
 
 VERSION = 1
 
@@ -108,6 +113,32 @@ class Plan:
         for name, others in program.aliases.items():
             sizes.update(dict.fromkeys(others, sizes.get(name, [])))
         return {name: sizes[name] for name in self.slices()}
+
+    def apply(
+        self,
+        model: nn.Module,
+        args: tuple[Any, ...] | None = None,
+        kwargs: dict[str, Any] | None = None,
+    ) -> nn.Module:
+        """The smaller model made from a fresh copy of the original, which is not changed.
+
+        Where the module back end held, type(model), from the recorded slices alone. Otherwise the
+        graph: the model is captured with `args`, `kwargs` and rewritten. Trained weights are not
+        part of a plan. Raises PlanError when the model does not fit.
+        """
+        check_fits(self, model)
+        if self.backend == "module":
+            return replay(model, self.slices(), self.attributes, self.constants, self.shapes())
+        if args is None and kwargs is None:
+            raise PlanError(
+                "this plan was carried out on the graph; give example inputs, as in "
+                "plan.apply(model, (x,)), to capture the model again."
+            )
+        graph = capture(model, args, kwargs=kwargs)
+        own = dataclasses.replace(self, graph=graph)
+        dead = find_dead(graph, own.planned())
+        program = rewrite(graph, own.combined(), dead.folds)
+        return emit_graph_module(program, leaf_specs(model, graph.program))
 
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` gives an equal plan without a graph."""

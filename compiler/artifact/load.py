@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ..capture.capture import program_of
+from ..emit.graph_store import CONSTANTS, WEIGHTS, load_program
+from ..emit.leaf_modules import LeafSpec, emit_graph_module
+from ..emit.replay import replay, tensors_by_name
+from ..emit.tensor_store import load_tensors
 from ..errors import ArtifactError
-from ..rewrite.plan import Plan
-from .artifact import read_manifest
-from .graph_store import CONSTANTS, WEIGHTS, load_program
-from .leaf_modules import LeafSpec, emit_graph_module
-from .replay import replay, tensors_by_name
-from .tensor_store import load_tensors
+from ..plan import Plan
+from .save import read_manifest
 
 
 def load(

@@ -1,0 +1,149 @@
+"""The command: prunec compile | explain | bench | verify."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+from .commands.bench import bench_command
+from .commands.compile import CompileOptions, compile_command
+from .commands.verify import verify_command
+from .artifact.load import load
+from .errors import PrunecError
+from .capture.capture import capture
+from .sources import resolve_model
+
+app = typer.Typer(
+    help="Smaller dense PyTorch and ONNX models: proven equal to their masked original, measured.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+)
+console = Console()
+
+Model = Annotated[str, typer.Argument(help="directory, hub id, module:factory, timm:NAME, "
+                                           "torchvision:NAME, .pt2 or artifact", metavar="MODEL")]
+Inputs = Annotated[list[str] | None, typer.Option("--input", help="3x224x224 or ids:2x128")]
+Outputs = Annotated[list[str] | None, typer.Option("--output", help="an output that matters")]
+Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
+
+
+@app.callback()
+def options(debug: Debug = False) -> None:
+    """Errors are one sentence; --debug shows where they come from."""
+    state["debug"] = debug
+
+
+state: dict[str, bool] = {"debug": False}
+
+
+@app.command("compile")
+def compile_(
+    model: Model,
+    target: Annotated[str, typer.Option(help="speedup=2, params=0.5, macs=0.5, width=0.5, "
+                                             "bytes=0.5 or latency_ms=3")],
+    data: Annotated[str | None, typer.Option(help="text, jsonl or csv file, datasets id, or "
+                                                  "module:factory; to recover and prove on")] = None,
+    out: Annotated[pathlib.Path, typer.Option(help="artifact directory")] = pathlib.Path(
+        "prunec-out"
+    ),
+    recipe: Annotated[pathlib.Path | None, typer.Option(help="TOML list of passes")] = None,
+    emit: Annotated[str, typer.Option(help="torch, onnx or both")] = "torch",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1")] = None,
+    runtime: Annotated[str, typer.Option(help="torch, compile or onnxruntime, for a speed "
+                                              "target")] = "torch",
+    batch: Annotated[int | None, typer.Option(help="batch a speed target is for")] = None,
+    inputs: Inputs = None,
+    outputs: Outputs = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="dimensions left alone")] = None,
+    round_to: Annotated[int, typer.Option(help="keep widths that are multiples of it")] = 1,
+    steps: Annotated[int | None, typer.Option(help="recovery steps on DATA; 0: no training")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="of the recovery")] = None,
+    batch_size: Annotated[int, typer.Option(help="samples a batch of DATA")] = 32,
+    max_samples: Annotated[int | None, typer.Option(help="of DATA")] = None,
+    evaluate: Annotated[str | None, typer.Option(help="module:function on a model, higher is "
+                                                      "better")] = None,
+    floor: Annotated[float, typer.Option(help="share of the original's value below which nothing "
+                                              "is written")] = 0.97,
+    dry_run: Annotated[bool, typer.Option(help="plan and count, write nothing")] = False,
+    no_measure: Annotated[bool, typer.Option(help="skip the timings")] = False,
+) -> None:
+    """Compress MODEL to a target and write the artifact."""
+    compile_command(
+        CompileOptions(
+            model=model, target=target, data=data, out=out, recipe=recipe, emit=emit,
+            device=device, runtime=runtime, batch=batch, inputs=inputs, outputs=outputs,
+            exclude=exclude, round_to=round_to, steps=steps, learning_rate=learning_rate,
+            batch_size=batch_size, max_samples=max_samples, evaluate=evaluate, floor=floor,
+            dry_run=dry_run, measure=not no_measure,
+        ),
+        console,
+    )
+
+
+@app.command()
+def explain(model: Model, inputs: Inputs = None, outputs: Outputs = None) -> None:
+    """List every dimension of MODEL: kind, size, members, exact or norm-coupled, or why blocked."""
+    source = resolve_model(model, input_spec=inputs, load_artifact=load)
+    graph = capture(source.model.eval(), source.args, kwargs=source.kwargs, outputs=outputs)
+    console.print(graph.explain(), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def bench(
+    before: Annotated[str, typer.Argument(metavar="A", help="a MODEL or an .onnx file")],
+    after: Annotated[str, typer.Argument(metavar="B", help="a MODEL or an .onnx file")],
+    runtime: Annotated[str, typer.Option(help="torch, compile or onnxruntime")] = "torch",
+    device: str = "cpu",
+    batch: Annotated[list[int] | None, typer.Option(help="batch sizes; default 1 and 32")] = None,
+    inputs: Inputs = None,
+) -> None:
+    """Time A and B side by side, interleaved."""
+    bench_command(before, after, runtime, device, batch or [1, 32], inputs, console)
+
+
+@app.command()
+def verify(
+    directory: Annotated[pathlib.Path, typer.Argument(metavar="DIR", help="an artifact")],
+    original: Annotated[str | None, typer.Option(help="MODEL it was made from: re-proves all")] = None,
+    inputs: Inputs = None,
+) -> None:
+    """Check an artifact: checksums, structure, ONNX parity; with --original, the whole proof."""
+    verify_command(directory, original, inputs, console)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: errors raised on purpose end with one sentence and exit code 1."""
+    torch.set_warn_always(False)
+    try:
+        app(args=arguments, standalone_mode=False)
+    except PrunecError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        _say("interrupted; nothing was written")
+        sys.exit(130)
+    except Exception as error:
+        usage: Any = getattr(error, "exit_code", None)
+        if usage is not None and hasattr(error, "format_message"):
+            _say(error.format_message())  # type: ignore[attr-defined]
+            sys.exit(usage)
+        _fail(error)
+
+
+def _fail(error: Exception) -> None:
+    if state["debug"]:
+        raise error
+    text = str(error) if isinstance(error, PrunecError) else f"{type(error).__name__}: {error}"
+    _say(text + ("" if isinstance(error, PrunecError) else " (run with --debug for the traceback)"))
+    sys.exit(1)
+
+
+def _say(text: str) -> None:
+    Console(stderr=True).print(f"prunec: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

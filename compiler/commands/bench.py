@@ -1,0 +1,57 @@
+"""`prunec bench`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from ..artifact.load import load
+from ..errors import MeasureError
+from ..measure.model_timing import compare_modules
+from ..measure.onnx_timing import compare_onnx_files
+from ..measure.timing import Comparison
+from ..sources import resolve_model
+
+
+def bench_command(
+    before: str, after: str, runtime: str, device: str, batches: Sequence[int],
+    inputs: list[str] | None, console: Console,
+) -> None:
+    """Time two models, artifacts or ONNX files at some batch sizes and print the table."""
+    files = [name.endswith(".onnx") for name in (before, after)]
+    if any(files) and not all(files):
+        raise MeasureError(
+            "one side is an ONNX file and the other is not; compare like with like: export both, "
+            "or pass --runtime onnxruntime with two models."
+        )
+    if all(files):
+        found = [compare_onnx_files(before, after, batch, device=device) for batch in batches]
+    else:
+        a = resolve_model(before, input_spec=inputs, load_artifact=load)
+        b = resolve_model(after, input_spec=inputs, load_artifact=load)
+        found = [
+            compare_modules(
+                a.model.to(device).eval(), b.model.to(device).eval(), a.args, a.kwargs,
+                runtime=runtime, device=device, batch=batch,
+            )
+            for batch in batches
+        ]
+    console.print(comparison_table(before, after, found))
+
+
+def comparison_table(before: str, after: str, rows: Sequence[Comparison]) -> Table:
+    """A: before, B: after; ratio above 1 means B is faster."""
+    first = rows[0]
+    table = Table(title=f"A {before}\nB {after}", title_justify="left")
+    for column in ("runtime", "batch", "A ms", "B ms", "A / B", "95 %", "A / A"):
+        table.add_column(column, justify="right" if column != "runtime" else "left")
+    for c in rows:
+        table.add_row(
+            c.runtime, str(c.batch), f"{c.before.median_ms:.2f}", f"{c.after.median_ms:.2f}",
+            f"{c.ratio:.2f}x", f"{c.ratio_low:.2f}-{c.ratio_high:.2f}", f"{c.control:.2f}",
+        )
+    table.caption = f"{first.device}, {first.dtype}, {first.threads} threads"
+    table.caption_justify = "left"
+    return table

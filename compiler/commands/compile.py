@@ -1,0 +1,146 @@
+"""`prunec compile`."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from torch import nn
+
+from ..capture.capture import capture
+from ..data import load_data
+from ..driver import compile
+from ..artifact.load import load
+from ..errors import PlanError, SourceError
+from ..passmanager import Pass, PassManager, PassResult
+from ..recipe import build_pipeline, read_recipe
+from ..sources import Source, import_factory, resolve_model
+from ..target import Target
+
+CALIBRATION_BATCHES = 4  # of DATA, for the proof; recovery reads all
+
+
+@dataclasses.dataclass(frozen=True)
+class CompileOptions:
+    """The options of `prunec compile`, as the command line gives them."""
+
+    model: str
+    target: str
+    data: str | None
+    out: pathlib.Path
+    recipe: pathlib.Path | None
+    emit: str
+    device: str | None
+    runtime: str
+    batch: int | None
+    inputs: list[str] | None
+    outputs: list[str] | None
+    exclude: list[str] | None
+    round_to: int
+    steps: int | None
+    learning_rate: float | None
+    batch_size: int
+    max_samples: int | None
+    evaluate: str | None
+    floor: float
+    dry_run: bool
+    measure: bool
+
+
+def compile_command(options: CompileOptions, console: Console) -> None:
+    """Resolve, compile, write; print the tables. Raises PrunecError; then nothing was written."""
+    target = Target.parse(options.target, options.runtime, options.batch)
+    emitted = {word.strip() for word in options.emit.split(",")}
+    if not emitted <= {"torch", "onnx"}:
+        raise PlanError(f"--emit takes torch, onnx or both, not '{options.emit}'.")
+    source = resolve_model(options.model, input_spec=options.inputs, load_artifact=load)
+    if options.dry_run:
+        _dry_run(options, source, target, console)
+        return
+    data = _data(options, source)
+    train = data if options.steps != 0 else None
+    result = compile(
+        source.model, source.args, kwargs=source.kwargs, target=target, outputs=options.outputs,
+        calibration=_unlabelled(data), train=train, evaluate=_evaluate(options.evaluate),
+        floor=options.floor, device=options.device, recipe=options.recipe,
+        options=_pass_options(options), measure=options.measure,
+        callback=lambda step, outcome, seconds: _progress(console, step, outcome, seconds),
+    )
+    runtimes = ("onnxruntime",) if "onnx" in emitted and options.measure else ()
+    place = result.save(
+        options.out, onnx="onnx" in emitted, measure=runtimes, processor=source.processor
+    )
+    result.report.print(console)
+    console.print(f"artifact: {place}", highlight=False, soft_wrap=True)
+
+
+def _progress(console: Console, step: Pass, outcome: PassResult, seconds: float) -> None:
+    console.print(
+        f"{step.name:<16} {seconds:6.1f} s  {outcome.summary}", highlight=False, markup=False,
+        soft_wrap=True,
+    )
+
+
+def _data(options: CompileOptions, source: Source) -> list[Any] | None:
+    if options.data is None:
+        return None
+    return load_data(
+        options.data, source, batch_size=options.batch_size, max_samples=options.max_samples
+    )
+
+
+def _unlabelled(data: list[Any] | None) -> list[Any] | None:
+    """The first batches without labels, for the proof."""
+    from ..capture.batches import split_batch
+
+    if data is None:
+        return None
+    found: list[Any] = []
+    for batch in data[:CALIBRATION_BATCHES]:
+        args, kwargs, _ = split_batch(batch)
+        found.append(args if args else kwargs)
+    return found
+
+
+def _evaluate(spec: str | None) -> Callable[[nn.Module], float] | None:
+    if spec is None:
+        return None
+    function = import_factory(spec)
+    if not callable(function):
+        raise SourceError(f"--evaluate {spec} is not callable; name a function of a model.")
+    return function
+
+
+def _pass_options(options: CompileOptions) -> dict[str, dict[str, Any]]:
+    chosen: dict[str, dict[str, Any]] = {"allocate-widths": {"round_to": options.round_to}}
+    if options.exclude:
+        chosen["allocate-widths"]["exclude"] = options.exclude
+    distill: dict[str, Any] = {}
+    if options.steps:
+        distill["steps"] = options.steps
+    if options.learning_rate is not None:
+        distill["learning_rate"] = options.learning_rate
+    return {**chosen, "distill": distill}
+
+
+def _dry_run(options: CompileOptions, source: Source, target: Target, console: Console) -> None:
+    """Plan only: everything up to the rewrite."""
+    model = source.model.eval()
+    graph = capture(model, source.args, kwargs=source.kwargs, outputs=options.outputs)
+    entries = read_recipe(options.recipe)
+    passes, _ = build_pipeline(entries, {"target": target}, _pass_options(options))
+    planning = [step for step in passes if not {"dense"} & {*step.provides, *step.needs}]
+    result = PassManager(
+        planning, lambda step, outcome, seconds: _progress(console, step, outcome, seconds)
+    ).run(graph)
+    result.report.print(console)
+    for row in result.report.dimensions:
+        if row.state == "pruned":
+            console.print(
+                f"  {row.before:>6} -> {row.after:<6} {row.kind:<12} {row.name}",
+                highlight=False, markup=False, soft_wrap=True,
+            )
+    console.print("dry run: nothing was rewritten or written")

@@ -1,0 +1,47 @@
+"""Two .onnx files timed side by side on inputs drawn from their own signatures."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import torch
+from torch import Tensor
+
+from ..emit.onnx_session import OnnxSession
+from ..errors import MeasureError
+from .timing import Comparison, compare
+
+DEFAULT_SIZE = 32  # of a dynamic axis that is not the batch
+
+
+def compare_onnx_files(
+    before: pathlib.Path | str, after: pathlib.Path | str, batch: int, *, device: str = "cpu"
+) -> Comparison:
+    """Time two files with equal input signatures at a batch size.
+
+    A dynamic first axis gets `batch`, other dynamic axes 32; floats are normal, integers 1.
+    Raises MeasureError when the signatures differ.
+    """
+    a, b = OnnxSession(before, device=device), OnnxSession(after, device=device)
+    if a.signature() != b.signature():
+        raise MeasureError(
+            f"{before} and {after} take different inputs; compare two exports of one model."
+        )
+    inputs = {name: _drawn(shape, kind, batch) for name, shape, kind in a.signature()}
+    timed = compare(a.bound(inputs), b.bound(inputs), device=device, runtime="onnxruntime")
+    return dataclasses.replace(timed, batch=batch)
+
+
+def _drawn(shape: tuple[int | str, ...], kind: str, batch: int) -> Tensor:
+    sizes = [
+        s if isinstance(s, int) else batch if axis == 0 else DEFAULT_SIZE
+        for axis, s in enumerate(shape)
+    ]
+    generator = torch.Generator().manual_seed(0)
+    if "float" in kind:
+        dtype = torch.float16 if "16" in kind else torch.float32
+        return torch.randn(sizes, generator=generator).to(dtype)
+    if "bool" in kind:
+        return torch.ones(sizes, dtype=torch.bool)
+    return torch.ones(sizes, dtype=torch.int32 if "int32" in kind else torch.int64)
