@@ -20,7 +20,7 @@ demo: $(STAMP)  ## compress real models in a few minutes and print what was gain
 	$(RUN) benchmarks/demo.py
 
 test: $(STAMP)  ## run the test suite; ARGS='-m "not slow"' leaves the slow ones out
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -P -m pytest $(ARGS)
 
 lint: $(STAMP)  ## ruff and pyright
 	$(RUN) -m ruff check .

@@ -58,18 +58,18 @@ def load_data(
             return _take(name, made, batch_size, max_samples)
     elif path.exists() or path.suffix in _READERS:
         what = "is a directory" if path.is_dir() else "does not exist"
-        raise SourceError(f"{name} {what}: pass a {', '.join(_READERS)} file")
+        raise SourceError(f"{name} {what}: pass a {', '.join(_READERS)} file.")
     else:
         rows = _read_datasets(name, split)
     samples = list(islice(rows, max_samples))
     if not samples:
-        raise SourceError(f"{name} holds no samples: pass a file or split that is not empty")
+        raise SourceError(f"{name} holds no samples: pass a file or split that is not empty.")
     text_column = _text_column(name, samples[0], column)
     texts = [row.get(text_column) for row in samples]
     if None in texts:
         raise SourceError(
             f"entry {texts.index(None) + 1} of {name} has nothing under {text_column!r}: fill it "
-            "in, or leave the entry out"
+            "in, or leave the entry out."
         )
     labels = _labels(name, samples, source)
     return tokenized_batches([str(text) for text in texts], labels, source, batch_size)
@@ -90,13 +90,15 @@ def _read_json_lines(path: Path) -> Iterable[Row]:
 def _read_json(path: Path) -> Iterable[Row]:
     found = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(found, list):
-        raise SourceError(f"{path} is not a JSON list of objects: write one object a line (.jsonl)")
+        raise SourceError(
+            f"{path} is not a JSON list of objects: write one object a line (.jsonl)."
+        )
     return [_object(path, number, item) for number, item in enumerate(found, 1)]
 
 
 def _object(path: Path, number: int, item: Any) -> Row:
     if not isinstance(item, dict):
-        raise SourceError(f'{path}: entry {number} is no JSON object: write {{"text": "..."}}')
+        raise SourceError(f'{path}: entry {number} is no JSON object: write {{"text": "..."}}.')
     return item
 
 
@@ -117,11 +119,13 @@ _READERS = {
 def _read_file(path: Path) -> Iterable[Row]:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise SourceError(f"{path}: of files, {', '.join(_READERS)} are read, by their suffix")
+        raise SourceError(
+            f"{path} has no known suffix: name it {', '.join(_READERS)}, by what it holds."
+        )
     try:
         yield from reader(path)
     except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
-        raise SourceError(f"{path} cannot be read as {path.suffix} in UTF-8: {error}") from error
+        raise SourceError(f"{path} is not {path.suffix} in UTF-8 ({error}): convert it.") from error
 
 
 def _read_datasets(name: str, split: str) -> Iterable[Row]:
@@ -129,8 +133,8 @@ def _read_datasets(name: str, split: str) -> Iterable[Row]:
         import datasets  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise SourceError(
-            f"{name} is no existing file; as an id of a data set it needs the package datasets: "
-            "pip install 'prunec[data]'"
+            f"{name} is no existing file, and for the id of a data set datasets is not installed: "
+            "pip install 'prunec[data]'."
         ) from error
     identifier, _, configuration = name.partition("@")
     try:
@@ -138,7 +142,7 @@ def _read_datasets(name: str, split: str) -> Iterable[Row]:
     except (OSError, ValueError, RuntimeError) as error:
         raise SourceError(
             f"{name} is no existing file, and its split {split!r} was not found as a data set "
-            f"({cause(error)}): pass a file, or download the data set where there is a connection"
+            f"({cause(error)}): pass a file, or download the data set where there is a connection."
         ) from error
 
 
@@ -146,13 +150,15 @@ def _text_column(name: str, row: Row, wanted: str) -> str:
     present = ", ".join(map(str, row))
     if wanted:
         if wanted not in row:
-            raise SourceError(f"{name} has no column {wanted!r}; it has: {present}")
+            raise SourceError(f"{name} has no column {wanted!r}: take one of {present}.")
         return wanted
     strings = [c for c, value in row.items() if isinstance(value, str)]
     known = [c for c in _TEXT_COLUMNS if c in strings]
     others = [c for c in strings if c not in _LABEL_COLUMNS]
     if not known and len(others) != 1:
-        raise SourceError(f"the text column of {name} is not clear: append #COLUMN, of: {present}")
+        raise SourceError(
+            f"the text column of {name} is not clear: append #COLUMN, one of {present}."
+        )
     return (known or others)[0]
 
 
@@ -167,7 +173,7 @@ def _labels(name: str, rows: Sequence[Row], source: Source) -> Tensor | None:
     except (ValueError, TypeError, KeyError) as error:
         raise SourceError(
             f"{name}: a value in column {column!r} is neither a number nor one of the model's "
-            f"labels ({', '.join(known) or 'it has none'}): write numbers, or rename the column"
+            f"labels ({', '.join(known) or 'it has none'}): write numbers, or rename the column."
         ) from error
     return torch.tensor(values)
 
@@ -194,7 +200,7 @@ def _take(name: str, made: Any, batch_size: int, max_samples: int | None) -> lis
     if not isinstance(made, Iterable) or isinstance(made, (str, Tensor, Mapping)):
         raise SourceError(
             f"{name} gave {type(made).__name__}: return an iterable of batches, a Dataset, or a "
-            "list of texts"
+            "list of texts."
         )
     batches: list[Any] = []
     count = 0
@@ -204,7 +210,7 @@ def _take(name: str, made: Any, batch_size: int, max_samples: int | None) -> lis
         batches.append(batch)
         count += _size(batch)
     if not batches:
-        raise SourceError(f"{name} gave no batches: return an iterable that is not empty")
+        raise SourceError(f"{name} gave no batches: return an iterable that is not empty.")
     return batches
 
 

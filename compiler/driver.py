@@ -39,7 +39,7 @@ def compile(
     measure: bool = True,
     callback: Callback | None = None,
 ) -> Result:
-    """Compress `model` to `target`; the model itself is never changed.
+    """Compress `model` to `target`; the model itself is never changed, the result has its mode.
 
     `args`, `kwargs`, `dynamic_shapes`, `outputs`: as `capture`. `calibration`: unlabelled batches
     on which the result is also proven. `train`: batches to recover on, by distillation from the
@@ -75,6 +75,9 @@ def compile(
         if measure:
             _measure(result, target)
         _judge(result, evaluate, before, floor)
+        modes = {name: training[m] for name, m in subject.named_modules()}
+        for name, m in result.model.named_modules():
+            m.training = modes.get(name, modes[""])
         return result
     finally:
         for m, mode in training.items():

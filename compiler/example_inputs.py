@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .cause import cause
 from .errors import SourceError
 from .input_shapes import inputs_from_shapes, placed_like
+from .measure.eval_mode import eval_mode
 from .synthetic_inputs import MAKERS, SIGNALS
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -35,7 +36,7 @@ def example_inputs(
     if not hasattr(getattr(model, "config", None), "to_dict"):
         raise SourceError(
             f"{type(model).__name__} does not say what it takes: give --input 3x224x224 or "
-            "--input ids:2x128, or a factory that returns (model, inputs)"
+            "--input ids:2x128, or a factory that returns (model, inputs)."
         )
     failure: SourceError | None = None
     for kwargs in _candidates(model, batch):
@@ -46,7 +47,7 @@ def example_inputs(
         else:
             return (), kwargs
     raise failure or SourceError(
-        f"no example inputs are known for {type(model).__name__}: {_REMEDY}"
+        f"no example inputs are known for {type(model).__name__}: {_REMEDY}."
     )
 
 
@@ -61,21 +62,14 @@ def describe(args: Sequence[Any], kwargs: dict[str, Any]) -> str:
 
 def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """One forward pass in eval mode: a wrong shape is better met here than inside a capture."""
-    # Set by hand: an exported program refuses eval(), and a frozen part must not wake to train().
-    training = [m for m in model.modules() if m.training]
-    for module in training:
-        module.training = False
     try:
-        with torch.no_grad():
+        with torch.no_grad(), eval_mode(model):
             model(*args, **kwargs)
     except Exception as error:
         raise SourceError(
             f"{type(model).__name__} does not run on {describe(args, kwargs)} "
-            f"({cause(error)}): {_REMEDY}"
+            f"({cause(error)}): {_REMEDY}."
         ) from error
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _candidates(model: nn.Module, batch: int) -> Iterator[dict[str, Any]]:

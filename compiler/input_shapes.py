@@ -33,7 +33,7 @@ def parse_input(text: str) -> InputShape:
     if match is None or 0 in sizes:
         raise SourceError(
             f"--input {text!r} is not a shape: write one sample's sizes (3x224x224), "
-            "or a name and the whole shape (ids:2x128)"
+            "or a name and the whole shape (ids:2x128)."
         )
     return InputShape(match["name"], sizes)
 
@@ -123,4 +123,4 @@ def _parameter(model: nn.Module, name: str) -> str | None:
         return name
     if name.lower() in _INTEGERS:
         return None
-    raise SourceError(f"forward has no input {name!r}; it has: {', '.join(named) or 'none'}")
+    raise SourceError(f"forward has no input {name!r}: name one of {', '.join(named)}.")

@@ -72,7 +72,7 @@ def load_timm(name: str) -> nn.Module:
         near = ", ".join(timm.list_models(f"*{plain}*")[:5])
         raise SourceError(
             f"timm has no model {plain!r}{f' (near it: {near})' if near else ''}: see "
-            "timm.list_models()"
+            "timm.list_models()."
         )
     try:
         return timm.create_model(plain, pretrained=not random).eval()
@@ -86,7 +86,7 @@ def load_torchvision(name: str) -> nn.Module:
     plain, random = _without_suffix(name)
     if plain not in torchvision.models.list_models():
         raise SourceError(
-            f"torchvision has no model {plain!r}: see torchvision.models.list_models()"
+            f"torchvision has no model {plain!r}: see torchvision.models.list_models()."
         )
     builder = torchvision.models.get_model_builder(plain)
     options: dict[str, Any] = {"weights": None if random else "DEFAULT"}
@@ -102,11 +102,11 @@ def _library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise SourceError(f"{name}:NAME needs the package {name}: pip install {name}") from error
+        raise SourceError(f"{name}:NAME needs the package {name}: pip install {name}.") from error
     except (ImportError, RuntimeError) as error:
         raise SourceError(
             f"{name} is installed but does not load ({cause(error)}): install the builds of torch "
-            "and torchvision that belong together"
+            "and torchvision that belong together."
         ) from error
 
 
@@ -132,16 +132,16 @@ def _unreadable(name: str, local: bool, error: Exception) -> SourceError:
     if local:
         return SourceError(
             f"transformers cannot read {name} ({cause(error)}): check its config.json and "
-            "weights, or pass package.module:factory"
+            "weights, or pass package.module:factory."
         )
     return SourceError(
         f"{name} is no local path and the hub did not give it ({cause(error)}): download it where "
-        "there is a connection and pass the directory, or pass package.module:factory"
+        "there is a connection and pass the directory, or pass package.module:factory."
     )
 
 
 def _no_weights(library: str, name: str, error: Exception) -> SourceError:
     return SourceError(
         f"no pretrained weights for {library}:{name} ({cause(error)}): {library}:{name}{RANDOM} "
-        "takes random ones"
+        "takes random ones."
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from .capture.examples import batch_size
+from .capture.batch import batch_size
 from .compilation import Compilation
 from .artifact.save import save_artifact, weight_bytes
 from .emit.onnx_export import OnnxReport, export_onnx

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .cause import cause
 from .errors import SourceError
 from .example_inputs import Arguments, example_inputs
 from .pretrained import load_timm, load_torchvision, load_transformers
@@ -27,7 +28,7 @@ class Source:
     """A model, arguments it runs on (`model(*args, **kwargs)`), and where it came from.
 
     `kind` is transformers, factory, timm, torchvision, exported or artifact; `name` is MODEL as
-    the user wrote it.
+    the user wrote it. An artifact that loads as a graph has no arguments unless shapes were given.
     """
 
     model: nn.Module
@@ -71,14 +72,14 @@ def resolve_model(
     inputs: Arguments | None = None
     if (path / ARTIFACT_FILE).is_file():
         if load_artifact is None:
-            raise SourceError(f"{spec} is a prunec artifact: open it with compiler.load")
+            raise SourceError(f"{spec} is a prunec artifact: open it with compiler.load.")
         kind, model = "artifact", load_artifact(path)
     elif path.is_dir():
         kind = "transformers"
         if not (path / "config.json").is_file():
             raise SourceError(
                 f"{spec} has neither config.json (transformers) nor {ARTIFACT_FILE} (prunec): "
-                "pass one of these directories, or package.module:factory"
+                "pass one of these directories, or package.module:factory."
             )
         model, processor = load_transformers(spec, trust_remote_code=trust_remote_code)
     elif path.suffix == ".pt2":
@@ -92,16 +93,20 @@ def resolve_model(
     elif _FACTORY.fullmatch(spec):
         kind, (model, inputs) = "factory", _call_factory(spec)
     elif path.exists():
-        raise SourceError(f"{spec} is a file, and of files only .pt2 (torch.export) is read")
+        raise SourceError(
+            f"{spec} is a file of unknown kind: pass a directory or a .pt2 (torch.export)."
+        )
     elif _HUB_ID.fullmatch(spec):
         kind = "transformers"
         model, processor = load_transformers(spec, trust_remote_code=trust_remote_code)
     else:
         raise SourceError(
-            f"{spec!r} is no existing path, hub id, package.module:factory, timm:NAME or "
-            "torchvision:NAME"
+            f"{spec!r} is no existing path: pass a directory, hub id, package.module:factory, "
+            "timm:NAME or torchvision:NAME."
         )
-    if inputs is None or input_spec:
+    if kind == "artifact" and not input_spec and not hasattr(model, "config"):
+        inputs = (), {}
+    elif inputs is None or input_spec:
         inputs = example_inputs(model, input_spec, batch)
     return Source(model, *inputs, kind=kind, name=spec, processor=processor)
 
@@ -120,13 +125,13 @@ def import_factory(spec: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
             raise SourceError(
-                f"{spec}: no module {error.name!r} in the working directory or the environment"
+                f"{spec}: no module {error.name!r} is found: run in its directory or install it."
             ) from error
         raise
     if not hasattr(module, attribute):
         public = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
         raise SourceError(
-            f"{spec}: {module_name} has no {attribute!r}; it has: {', '.join(public)}"
+            f"{spec}: {module_name} has no {attribute!r}: name one of {', '.join(public)}."
         )
     return getattr(module, attribute)
 
@@ -138,7 +143,7 @@ def _call_factory(spec: str) -> tuple[nn.Module, Arguments | None]:
     model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise SourceError(
-            f"{spec} gave {type(made).__name__}: return an nn.Module, or (module, inputs)"
+            f"{spec} gave {type(made).__name__}: return an nn.Module, or (module, inputs)."
         )
     return model.eval(), None if inputs is None else _arguments(spec, inputs)
 
@@ -152,7 +157,7 @@ def _arguments(spec: str, inputs: Any) -> Arguments:
         return (), dict(inputs)
     raise SourceError(
         f"{spec} gave inputs of type {type(inputs).__name__}: return a tensor, a tuple of "
-        "arguments, or a dict of them"
+        "arguments, or a dict of them."
     )
 
 
@@ -168,10 +173,12 @@ def _load_exported(path: Path) -> tuple[nn.Module, Arguments | None]:
     The file holds pickled parts: like a factory, it is for files the user trusts.
     """
     if not path.is_file():
-        raise SourceError(f"{path} does not exist")
+        raise SourceError(f"{path} does not exist: check the path.")
     try:
         program = torch.export.load(path)
     except Exception as error:  # the loader raises whatever the damage leads to
-        raise SourceError(f"{path} is not a program that torch.export reads: {error}") from error
+        raise SourceError(
+            f"torch.export cannot read {path} ({cause(error)}): save it with torch.export.save."
+        ) from error
     saved = program.example_inputs
     return program.module(), (tuple(saved[0]), dict(saved[1])) if saved else None

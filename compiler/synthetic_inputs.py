@@ -20,7 +20,7 @@ DECODER_LENGTH = 56
 IMAGE_SIZE = 224
 FRAMES_OF_VIDEO = 8
 FRAMES_OF_SPECTROGRAM = 200
-SAMPLES_OF_SOUND = 16_000
+SAMPLES_OF_SOUND = 23_040  # about a second, in whole frames of every common codec
 
 # One thing under many names.
 _LENGTH_LIMITS = (
@@ -101,7 +101,8 @@ def _boxes(config: Any, batch: int, generator: Generator) -> Tensor:
 def _image_shape(config: Any) -> tuple[int, int, int]:
     vision = _section(config, "vision_config", "image_config", "encoder", "backbone_config")
     channels = _number(vision, "num_channels", "in_channels", "in_chans", "num_image_channels")
-    size = getattr(vision, "image_size", None) or getattr(vision, "input_size", None)
+    inner = _section(vision, "backbone_config")
+    size = next((s for c in (vision, inner) if (s := getattr(c, "image_size", None))), None)
     if isinstance(size, dict):
         size = (size.get("height", IMAGE_SIZE), size.get("width", IMAGE_SIZE))
     if isinstance(size, (list, tuple)) and len(size) == 2:

@@ -29,7 +29,7 @@ def tokenized_batches(
     if tokenizer is None:
         raise SourceError(
             f"{source.name} has no tokenizer, so texts cannot be fed to it: pass "
-            "package.module:factory that gives batches of tensors"
+            "package.module:factory that gives batches of tensors."
         )
     accepted = _accepted(source)
     limit = _limit(tokenizer, source.model)
@@ -76,7 +76,7 @@ def _padding(tokenizer: Any) -> Iterator[None]:
     lent = tokenizer.eos_token or tokenizer.unk_token
     if lent is None:
         raise SourceError(
-            "the tokenizer has no padding, end or unknown token to pad with: set its pad_token"
+            "the tokenizer has no padding, end or unknown token to pad with: set its pad_token."
         )
     tokenizer.pad_token = lent
     try:

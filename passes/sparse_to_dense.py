@@ -34,7 +34,8 @@ class SparseToDense(Pass):
     def run(self, state: Compilation) -> PassResult:
         graph, plan = state.graph, state.plan
         planned = plan.planned()
-        dead = find_dead(graph, planned) if self.dead else DeadEntries()
+        known = self.dead and not graph.program.is_meta
+        dead = find_dead(graph, planned) if known else DeadEntries()
         names = {d.var: d.name for d in graph.prunable.values()}
         plan.dead = {names[var]: gone.tolist() for var, gone in dead.removed.items()}
         if not plan.kept and not plan.dead:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LINES_AT_MOST = 500
 
 # From the ground up: each may import only what stands before it, and its own row without a cycle.
-# A word is a sub-package or a file of compiler/.
+# A word is a sub-package or a file of compiler/; one that is missing here fails its own test only.
 LAYERS = (
     ("errors", "cause"),
     ("ir",),
@@ -24,9 +24,10 @@ LAYERS = (
     ("capture",),
     ("rewrite",),
     ("verify",),
-    ("emit",),
-    ("measure",),
-    ("target", "report", "compilation", "passmanager", "result"),
+    ("emit", "measure"),  # a timing runs what was emitted; a proof of parity resizes batches
+    ("plan",),
+    ("artifact",),
+    ("target", "report", "compilation", "passmanager", "result", "recipe"),
     (
         "input_shapes",
         "synthetic_inputs",
@@ -38,6 +39,7 @@ LAYERS = (
     ),
     ("driver",),
     ("__init__",),
+    ("commands",),
     ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -90,6 +92,10 @@ def layer_of(module: str) -> str:
     return module.split(".")[1]
 
 
+def level(module: str) -> int:
+    return LEVEL.get(layer_of(module), -1)
+
+
 @cache
 def imports() -> dict[str, set[str]]:
     known = known_modules()
@@ -98,7 +104,7 @@ def imports() -> dict[str, set[str]]:
 
 def test_every_file_of_the_compiler_has_a_layer() -> None:
     layers = {layer_of(m) for m in known_modules() if m.startswith("compiler.")}
-    assert layers <= set(LEVEL)
+    assert layers - set(LEVEL) == set()
 
 
 def test_compiler_imports_only_downwards_and_no_pass() -> None:
@@ -107,7 +113,7 @@ def test_compiler_imports_only_downwards_and_no_pass() -> None:
         for module, all_imported in imports().items()
         if module.startswith("compiler.")
         for imported in all_imported
-        if imported.startswith("passes.") or LEVEL[layer_of(imported)] > LEVEL[layer_of(module)]
+        if imported.startswith("passes.") or level(imported) > level(module) >= 0
     ]
     assert wrong == []
 
@@ -118,7 +124,7 @@ def test_passes_import_nothing_that_drives_them() -> None:
         for module, all_imported in imports().items()
         if module.startswith("passes.")
         for imported in all_imported
-        if imported.startswith("compiler.") and LEVEL[layer_of(imported)] >= ABOVE_PASSES
+        if imported.startswith("compiler.") and level(imported) >= ABOVE_PASSES
     ]
     assert wrong == []
 

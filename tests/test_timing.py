@@ -13,7 +13,7 @@ from torch import nn
 
 from prunec.compiler.errors import MeasureError
 from prunec.compiler.measure import timing
-from prunec.compiler.measure.batch import batch_size, resize_batch
+from prunec.compiler.capture.batch import batch_size, resize_batch
 from prunec.compiler.measure.environment import describe
 from prunec.compiler.measure.model_timing import compare_modules
 from prunec.compiler.measure.timing import compare

@@ -10,7 +10,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from ..capture.capture import capture
-from ..capture.examples import fresh_inputs, resized
+from ..capture.batch import resize_batch
+from ..capture.examples import fresh_inputs
 from ..emit.graph_store import load_program
 from ..emit.onnx_parity import prove_parity
 from ..errors import ArtifactError, PlanError
@@ -71,7 +72,7 @@ def prove_artifact(
     fresh = fresh_inputs(program.args, program.kwargs, seed=11)
     inputs = [program.flat_inputs(*fresh)]
     if program.dynamic:
-        inputs.append(program.flat_inputs(*resized(*fresh, batch=2)))
+        inputs.append(program.flat_inputs(*resize_batch(*fresh, 2)))
     dense = rewrite(graph, plan.combined(), dead.folds)
     checks = prove(graph, dense, planned, dead, inputs)
     return [*checks, _stored_weights(directory, dense.tensors)]

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from .. import rules as rules  # fills the op table
 from ..errors import CaptureError
 from ..inference.graph import Graph
-from ..ir.program import Program
+from ..ir.program import Program, is_symbolic
 from .examples import widen
 from .export import export
 from .inline import drop_unused, inline_regions, strip_asserts
@@ -75,7 +75,7 @@ def program_of(
     info = graph._codegen.pytree_info  # type: ignore[attr-defined]
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     dynamic = any(
-        not isinstance(s, int)
+        is_symbolic(s)
         for n in placeholders
         for s in getattr(n.meta.get("val"), "shape", ())
     )

@@ -8,15 +8,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-
-def batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
-    """The size of axis 0 that the tensor inputs share (the most frequent one), None without any."""
-    sizes = [t.shape[0] for t in pytree.tree_leaves((args, kwargs)) if _batched(t)]
-    return max(set(sizes), key=lambda s: (sizes.count(s), s)) if sizes else None
-
-
-def _batched(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.dim() > 0
+from .batch import batch_size, resize_batch
 
 
 def widen(args: tuple[Any, ...], kwargs: dict[str, Any], to: int = 3) -> tuple[Any, Any]:
@@ -26,20 +18,7 @@ def widen(args: tuple[Any, ...], kwargs: dict[str, Any], to: int = 3) -> tuple[A
     """
     if batch_size(args, kwargs) != 1:
         return args, kwargs
-    return resized(args, kwargs, to)
-
-
-def resized(args: tuple[Any, ...], kwargs: dict[str, Any], batch: int) -> tuple[Any, Any]:
-    """The inputs at another batch size: rows are repeated in turn, or dropped."""
-    own = batch_size(args, kwargs)
-
-    def change(x: Any) -> Any:
-        if not _batched(x) or x.shape[0] != own:
-            return x
-        rows = torch.arange(batch, device=x.device) % own
-        return x.index_select(0, rows)
-
-    return pytree.tree_map(change, (args, kwargs))
+    return resize_batch(args, kwargs, to)
 
 
 def fresh_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], seed: int) -> tuple[Any, Any]:

@@ -60,7 +60,21 @@ def export(
             return program, "torch.export.draft_export, static shapes"
         except Exception as error:
             errors.append(error)
+    _require_it_runs(model, args, kwargs)
     raise CaptureError(explain(model, errors[-2] if len(errors) > 1 else errors[-1])) from errors[0]
+
+
+def _require_it_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """A model that does not even run on its inputs needs other inputs, not another construct."""
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CaptureError(
+            f"{type(model).__name__} does not run on the example inputs: {first} Pass inputs on "
+            "which model(*args, **kwargs) works."
+        ) from error
 
 
 def automatic_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

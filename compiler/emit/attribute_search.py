@@ -64,8 +64,8 @@ class AttributeSearch:
     def agrees(self, choice: Choice) -> bool:
         """Set the choice on the module and compare, unless that was done before."""
         if choice not in self.outcomes:
-            self.set(choice)
             try:
+                self.set(choice)
                 error = float(self.compare(self.module))
                 self.outcomes[choice] = Outcome(math.inf if math.isnan(error) else error)
             except Exception as error:  # whatever a module of the wrong sizes raises
@@ -139,7 +139,7 @@ def _where(error: BaseException) -> tuple[str, str]:
     trace = error.__traceback__
     while trace is not None:
         frame = trace.tb_frame
-        own = frame.f_locals.get("self")
+        own = frame.f_locals.get(next(iter(frame.f_code.co_varnames), ""))  # self
         library = frame.f_globals.get("__name__", "").startswith("torch.")
         if isinstance(own, nn.Module) and not library:
             owner = type(own).__qualname__

@@ -10,18 +10,16 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
-from ..inference.dimensions import width_of
 from ..inference.graph import Graph
-from ..ir.program import Program, shape_of
-from ..ir.terms import Concat, Fixed, Product, Term, Var, resolve
-from .leaf_modules import innermost
-from .resize_modules import is_standard
+from ..ir.program import Program
+from ..ir.terms import Var
+from .resize_modules import settled
+from .size_evidence import Evidence, look
 
 _WIDTHS = re.compile(r"head|dim|hid|size|width|channel|feature|embe?d|inner|group|plane|units|n_?f")
 _NO_WIDTHS = re.compile(
@@ -43,48 +41,22 @@ class Decision:
     trusted: int = 0
 
 
-@dataclasses.dataclass
-class _Evidence:
-    """Sizes seen in one module: new sizes per old one, how often; an unchanged one counts too."""
-
-    strong: dict[int, Counter[int]] = dataclasses.field(
-        default_factory=lambda: defaultdict(Counter)
-    )
-    weak: dict[int, Counter[int]] = dataclasses.field(default_factory=lambda: defaultdict(Counter))
-
-    def changed(self) -> bool:
-        """Whether any size changed."""
-        return any(
-            new != old for seen in (self.strong, self.weak) for old in seen for new in seen[old]
-        )
-
-    def options(self, value: int) -> tuple[list[int], bool]:
-        """The new sizes an old one may have, best first, and whether the first has no rival."""
-        strong, weak = self.strong.get(value, Counter()), self.weak.get(value, Counter())
-        seen = [new for new, _ in strong.most_common()]
-        seen += [new for new, _ in weak.most_common() if new not in seen]
-        changed = [new for new in seen if new != value]
-        alone = len(strong) == 1 if strong else len(weak) == 1
-        return changed, alone and bool(changed) and changed[0] == seen[0]
-
-
 def find_decisions(
     graph: Graph, dense: Program, sizes: dict[Var, int], module: nn.Module
 ) -> list[Decision]:
     """The attributes of a module that may have to change. `sizes`: the new size of each variable;
     `module`: a copy of the original, standard layers already resized."""
-    sites = _Sites(module)
-    _look_at_nodes(graph, dense, sizes, sites)
-    _look_at_tensors(graph, sizes, sites)
+    sites = look(graph, dense, sizes, module)
     found: dict[tuple[str, str], dict[str, tuple[list[Any], bool, bool]]] = defaultdict(dict)
     evident: Counter[str] = Counter()
     for path, evidence in sites.evidence.items():
         owner = sites.modules[path]
         kind = type(owner).__qualname__
         evident[kind] += evidence.changed()
+        known = settled(owner)
         for name, value in vars(owner).items():
             alternatives = _alternatives(value, evidence)
-            if alternatives is not None:
+            if alternatives is not None and name not in known:
                 found[kind, name][path] = alternatives
     decisions = []
     for (kind, name), places in found.items():
@@ -102,140 +74,13 @@ def find_decisions(
     return decisions
 
 
-def _alternatives(value: Any, evidence: _Evidence) -> tuple[list[Any], bool, bool] | None:
+def _alternatives(value: Any, evidence: Evidence) -> tuple[list[Any], bool, bool] | None:
     """(new values, whether the first has no rival, whether nodes' arguments show it)."""
     if type(value) is int:
         options, alone = evidence.options(value)
         return (options, alone, value in evidence.strong) if options else None
     if type(value) in (list, tuple, torch.Size) and all(type(v) is int for v in value):
-        new = list(value)
-        for i, v in enumerate(value):
-            options, _ = evidence.options(v)
-            if options and v in evidence.strong:
-                new[i] = options[0]
-        if new != list(value):
-            return [new], True, True
+        lists = evidence.list_options(list(value))
+        if lists:
+            return lists, len(lists) == 1, True
     return None
-
-
-class _Sites:
-    """The modules that can hold sizes, by path; each stands for the standard layers inside it."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.modules = dict(module.named_modules())
-        first = {id(m): path for path, m in self.modules.items()}
-        self.path_of = {
-            path: first[id(m)] for path, m in module.named_modules(remove_duplicate=False)
-        }
-        self.evidence: dict[str, _Evidence] = defaultdict(_Evidence)
-
-    def outwards(self, path: str) -> Iterator[str]:
-        """The paths of the modules around a place that are no standard layers, innermost first."""
-        while True:
-            known = self.path_of.get(path)
-            if known is not None and not is_standard(self.modules[known]):
-                yield known
-            if not path:
-                return
-            path = path.rpartition(".")[0]
-
-    def see_argument(self, node: fx.Node, old: int, new: int) -> None:
-        """A node's integer argument: evidence for the innermost module that holds the number."""
-        for path in self.outwards(innermost(node)):
-            if any(_holds(value, old) for value in vars(self.modules[path]).values()):
-                self.evidence[path].strong[old][new] += 1
-                return
-
-    def see_size(self, path: str, old: int, new: int) -> None:
-        """The size of a tensor or value in a module."""
-        inner = next(self.outwards(path), None)
-        if inner is not None:
-            self.evidence[inner].weak[old][new] += 1
-
-
-def _holds(value: Any, number: int) -> bool:
-    if type(value) in (list, tuple, torch.Size):
-        return any(type(v) is int and v == number for v in value)
-    return type(value) is int and value == number
-
-
-def _look_at_nodes(graph: Graph, dense: Program, sizes: dict[Var, int], sites: _Sites) -> None:
-    originals = {node.name: node for node in graph.program.graph.nodes}
-    unchanged: list[tuple[fx.Node, int]] = []
-    for node in dense.graph.nodes:
-        original = originals.get(node.name)
-        if original is None or node.op != "call_function":
-            continue
-        path = innermost(original)
-        inner = sites.path_of.get(path)
-        if inner is None or not is_standard(sites.modules[inner]):
-            for old, new in _argument_pairs(original, node):
-                if old != new:
-                    sites.see_argument(original, old, new)
-                else:
-                    unchanged.append((original, old))
-        terms = graph.inference.terms.get(original)
-        for group in terms if isinstance(terms, tuple) else (terms,):
-            for term in group if isinstance(group, list) else ():
-                for old, new in _size_pairs(term, sizes):
-                    if old != new:
-                        sites.see_size(path, old, new)
-    for node, size in unchanged:  # only where the same number also changed
-        for path in sites.outwards(innermost(node)):
-            if size in sites.evidence[path].strong:
-                sites.evidence[path].strong[size][size] += 1
-                break
-
-
-def _look_at_tensors(graph: Graph, sizes: dict[Var, int], sites: _Sites) -> None:
-    for name, terms in graph.inference.tensors.items():
-        for known in (name, *graph.program.aliases.get(name, ())):
-            for term in terms:
-                for old, new in _size_pairs(term, sizes):
-                    sites.see_size(known.rpartition(".")[0], old, new)
-
-
-def _size_pairs(term: Term, sizes: dict[Var, int]) -> Iterator[tuple[int, int]]:
-    """(old, new) sizes of a term and of the terms it is made of."""
-    term = resolve(term)
-    if term.size is None or (isinstance(term, Fixed) and term.size < 2):
-        return
-    yield term.size, width_of(term, sizes)
-    if isinstance(term, (Product, Concat)):
-        for child in term.factors if isinstance(term, Product) else term.parts:
-            yield from _size_pairs(child, sizes)
-
-
-def _argument_pairs(original: fx.Node, node: fx.Node) -> Iterator[tuple[int, int]]:
-    if original.target is not node.target:  # a split or chunk that became split_with_sizes
-        sizes = next((a for a in node.args if isinstance(a, (list, tuple))), ())
-        values, axis = original.meta["val"], node.args[-1]
-        if isinstance(axis, int) and len(values) == len(sizes):
-            for value, new in zip(values, sizes, strict=True):
-                old = shape_of(value)[axis]
-                if isinstance(old, int) and isinstance(new, int):
-                    yield old, new
-        return
-    olds, news = _integers(original), _integers(node)
-    for place, old in olds.items():
-        if place in news:
-            yield old, news[place]
-
-
-def _integers(node: fx.Node) -> dict[tuple[Any, ...], int]:
-    found: dict[tuple[Any, ...], int] = {}
-
-    def walk(value: Any, place: tuple[Any, ...]) -> None:
-        if type(value) is int:
-            found[place] = value
-        elif isinstance(value, (list, tuple)):
-            for i, item in enumerate(value):
-                walk(item, (*place, i))
-        elif isinstance(value, dict):
-            for key, item in value.items():
-                walk(item, (*place, key))
-
-    walk((node.args, dict(node.kwargs)), ())
-    return found
-
-

@@ -27,6 +27,8 @@ _KINDS = {
 }
 
 
+# a hidden width whose activation adds is found as residual; kv heads without groups are heads
+_FOUND_AS = {"hidden": ("hidden", "residual"), "kv-head": ("kv-head", "head")}
 _SIDES = ("encoder", "decoder", "text", "vision")  # parts with sizes of their own
 
 
@@ -35,14 +37,17 @@ def config_decision(graph: Graph, sizes: dict[Var, int], module: nn.Module) -> D
     sizes on which all layers agree; None without a config or a change."""
     values: dict[tuple[str, str], Any] = {}
     seen: set[int] = set()
+    reads_head_width = any("head_dim" in vars(part) for part in module.modules())
     for path, part in module.named_modules():
         config = vars(part).get("config")
         for name, inner in _configs(config, "config"):
             if id(inner) in seen:
                 continue
             seen.add(id(inner))
-            for key, value in _new_values(graph, sizes, inner, name).items():
-                values[path, f"{name}.{key}"] = value
+            new = _new_values(graph, sizes, inner, name)
+            if reads_head_width:
+                new |= _head_width(graph, sizes, inner)
+            values.update({(path, f"{name}.{key}"): value for key, value in new.items()})
     return Decision("config", ({}, values)) if values else None
 
 
@@ -57,25 +62,42 @@ def _configs(config: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 def _new_values(graph: Graph, sizes: dict[Var, int], config: Any, name: str) -> dict[str, Any]:
     """The config's attributes whose old value every dimension of that kind and size has left."""
-    stated = vars(config)
     found: dict[str, Any] = {}
     for kind, keys in _KINDS.items():
         for key in keys:
-            side = next((s for s in _SIDES if key.startswith(s) or f"{s}_config" in name), "")
-            new = _agreed(graph, sizes, kind, _stated(config, key), side)
-            if new is not None and (key in stated or key == "head_dim"):
-                found[key] = new
+            if key in vars(config):
+                side = next((s for s in _SIDES if key.startswith(s) or f"{s}_config" in name), "")
+                new = _agreed(graph, sizes, kind, _meant(config, key), side)
+                if new is not None:
+                    found[key] = new
     return found
 
 
-def _stated(config: Any, key: str) -> Any:
-    """The size a config states, or means when it states None."""
+def _meant(config: Any, key: str) -> Any:
+    """The size a config states, or means when it states none."""
     value = getattr(config, key, None)
     width = getattr(config, "hidden_size", None)
     heads = getattr(config, "num_attention_heads", None)
-    if value is None and isinstance(width, int) and isinstance(heads, int) and heads:
+    if value is None and type(width) is int and type(heads) is int and heads:
         return {"n_inner": 4 * width, "head_dim": width // heads}.get(key)
     return value
+
+
+def _head_width(graph: Graph, sizes: dict[Var, int], config: Any) -> dict[str, Any]:
+    """`head_dim` where it is no longer hidden_size / heads: attention that reads it takes it."""
+    keys = {"residual": "hidden_size", "head": "num_attention_heads", "head-dim": "head_dim"}
+    old = {kind: _meant(config, key) for kind, key in keys.items()}
+    new = {kind: _agreed(graph, sizes, kind, old[kind], "") or old[kind] for kind in keys}
+    if None in new.values() or new == old or isinstance(
+        getattr(type(config), "head_dim", None), property
+    ):
+        return {}
+    implied = getattr(config, "head_dim", None) is None
+    if implied and new["residual"] == new["head"] * new["head-dim"]:
+        return {}
+    return {} if getattr(config, "head_dim", None) == new["head-dim"] else {
+        "head_dim": new["head-dim"]
+    }
 
 
 def _agreed(graph: Graph, sizes: dict[Var, int], kind: str, old: Any, side: str) -> int | None:
@@ -100,5 +122,5 @@ def _measured(
     for dimension in graph.dimensions.values():
         if dimension.var is None or (side and side not in dimension.name):
             continue
-        if dimension.kind == kind or (kind == "kv-head" and dimension.kind == "head"):
+        if dimension.kind in _FOUND_AS.get(kind, (kind,)):
             yield dimension.size, sizes.get(dimension.var, dimension.size)

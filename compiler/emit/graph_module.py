@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+from torch.fx.node import map_aggregate, map_arg
 
 from ..ir.program import Program
 
@@ -37,7 +39,7 @@ class EmittedGraph(fx.GraphModule):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> fx.GraphModule:
         for spec in (self._in_spec, self._out_spec):
-            memo[id(spec)] = spec  # immutable, and torch warns when one is copied
+            memo[id(spec)] = spec
         return super().__deepcopy__(memo)
 
     def __reduce__(self) -> Any:
@@ -59,6 +61,9 @@ class CallCodeGen(_PyTreeCodeGen):
         super().__init__(info)
         self.header = header
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> CallCodeGen:
+        return copy.copy(self)  # specs are immutable, and torch warns when one is copied
+
     def gen_fn_def(self, *args: Any, **kwargs: Any) -> str:
         source = super().gen_fn_def(*args, **kwargs)
         start, end = source.index("(") + 1, source.index(")")
@@ -77,7 +82,9 @@ def _header(program: Program, names: list[str]) -> str:
     """Where forward has an argument that was not captured, those after it are keyword-only."""
     positional = program.in_spec.child(0).num_children
     keywords = list(program.in_spec.child(1).context or [])
-    values = dict(zip(names, [*program.args, *map(program.kwargs.get, keywords)], strict=False))
+    values = dict(zip(names[:positional], program.args, strict=False))
+    values |= {n: program.kwargs[k] for n, k in zip(names[positional:], keywords, strict=True)
+               if k in program.kwargs}
     order = _parameters(program.source)
     named = sorted(
         names[positional:], key=lambda n: order.index(n) if n in order else len(order)
@@ -85,7 +92,7 @@ def _header(program: Program, names: list[str]) -> str:
     follows = order[positional:] if set(names[:positional]) <= set(order) else named
     parts, marked, defaults = ["self", *names[:positional]], False, False
     for i, name in enumerate(named):
-        constant = isinstance(values.get(name, ...), (bool, int, float, str, type(None)))
+        constant = isinstance(values.get(name, ...), (bool, int, str, type(None)))
         if not marked and (follows[i : i + 1] != [name] or (defaults and not constant)):
             parts.append("*")
             marked = True
@@ -110,7 +117,7 @@ class _Reference:
 def _rows(graph: fx.Graph) -> list[tuple[Any, ...]]:
     rows: list[tuple[Any, ...]] = []
     for node in graph.nodes:
-        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: _Reference(n.name))
+        args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda n: _Reference(n.name))
         target = node.target
         if isinstance(target, torch._ops.OpOverload):
             target = ("operator", *str(target).split("."))
@@ -149,7 +156,7 @@ def _restore(
             for part in target[1:]:
                 found = getattr(found, part)
             target = found
-        args, kwargs = fx.node.map_aggregate((args, kwargs), real)  # type: ignore[misc]
+        args, kwargs = map_aggregate((args, kwargs), real)  # type: ignore[misc]
         nodes[name] = graph.create_node(op, target, args, kwargs, name)
         nodes[name].meta = meta
     names, specs, header = call

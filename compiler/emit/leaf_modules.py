@@ -210,9 +210,10 @@ def _parent(root: nn.Module, name: str) -> nn.Module:
     """The module that holds a dotted name; plain modules are made where there is none."""
     module = root
     for part in name.split(".")[:-1]:
-        if part not in module._modules:
+        child = module._modules.get(part)
+        if child is None:
             child = nn.Module()
             child.training = root.training
             module.add_module(part, child)
-        module = module._modules[part]  # type: ignore[assignment]
+        module = child
     return module

@@ -11,10 +11,11 @@ import dataclasses
 import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from ..inference.graph import Graph
-from ..ir.program import Program
+from ..ir.program import Program, source_line
 from ..rewrite.slicing import Kept
 from .attribute_search import AttributeSearch, Outcome
 from .baked_sizes import find_decisions
@@ -23,6 +24,7 @@ from .replay import add_tensor, copy_with
 from .resize_modules import Changes, resize_standard
 
 _CONSTANT = "prunec_constant_"  # added by the rewrite where no bias could take a constant
+_INDICES = "prunec_indices_"  # what it selects from generated values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,9 @@ def build_module(
     module and the dense graph, called a bounded number of times; that it raises counts as
     disagreement. The user's model is not changed; tensors that the program does not use are copied.
     """
+    generated = _unselectable(dense)
+    if generated:
+        return ModuleResult(None, {}, generated)
     try:
         module = copy_with(graph.source, _by_all_names(graph.program, dense))
     except Exception as error:  # whatever the user's objects raise when copied
@@ -78,6 +83,21 @@ def _by_all_names(program: Program, dense: Program) -> dict[str, Tensor]:
         for name in program.tensors
         for known in (name, *program.aliases.get(name, ()))
     }
+
+
+def _unselectable(dense: Program) -> str:
+    """Why a module that makes values from sizes cannot keep some of them; '' where it need not."""
+    for node in dense.graph.nodes:
+        kept = dense.tensors.get(str(node.target)) if node.op == "get_attr" else None
+        if kept is None or not str(node.target).startswith(_INDICES):
+            continue
+        if not torch.equal(kept.cpu(), torch.arange(len(kept))):
+            made = next(iter(node.users)).all_input_nodes[0]
+            return (
+                f"{made.name} ({source_line(made)}) makes values from a size, and those kept are "
+                "not the first ones: the module would make others"
+            )
+    return ""
 
 
 def _reason(outcome: Outcome, dense: Program) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..cause import cause
 from ..errors import ExportError
-from ..measure.batch import batch_size, resize_batch
+from ..capture.batch import batch_size, resize_batch
 from ..measure.eval_mode import eval_mode
 from .onnx_names import bind, in_order, input_tensors, rename
 from .onnx_parity import prove_parity, reference_outputs

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..cause import cause
 from ..errors import ExportError
-from ..measure.batch import resize_batch
+from ..capture.batch import resize_batch
 from .onnx_names import input_tensors, output_tensors
 from .onnx_session import OnnxSession
 

@@ -12,7 +12,7 @@ from ..capture.capture import identity
 from ..errors import PlanError
 from .resize_modules import Changes, as_type_of, plain
 
-_NO_ATTRIBUTE = object()
+_GRAPH_ONLY = "prunec_"  # tensors the rewrite put beside nodes: the module held without them
 
 
 def replay(
@@ -51,7 +51,11 @@ def replay(
         model, {name: made[identity(t)] for name, t in known.items() if identity(t) in made}
     )
     for name, tensor in new_tensors.items():
-        if name not in known and not add_tensor(small, name, tensor.clone()):
+        if name in known or name.startswith(_GRAPH_ONLY):
+            continue
+        weight = _attribute(small, f"{name.rpartition('.')[0]}.weight")
+        own = like(weight, tensor) if isinstance(weight, Tensor) else tensor.clone()
+        if not add_tensor(small, name, own):
             raise PlanError(f"{type(model).__name__} has no place for the plan's '{name}'.")
     apply_attributes(small, attributes)
     return small

@@ -88,9 +88,18 @@ def _rule(module: nn.Module) -> Callable[[Any], Attributes] | None:
 
 
 def is_standard(module: nn.Module) -> bool:
-    """Whether the sizes of a module are all known from its tensors and its op's arguments. An
-    nn.MultiheadAttention also has a number of heads, which are not."""
-    return _rule(module) is not None and not isinstance(module, nn.MultiheadAttention)
+    """Whether the sizes of a module are all known from its tensors and its op's arguments: not an
+    nn.MultiheadAttention's number of heads, not the channels of a norm without weights."""
+    rule = _rule(module)
+    if rule is None or isinstance(module, nn.MultiheadAttention):
+        return False
+    return bool(rule(module)) or isinstance(module, (nn.LayerNorm, nn.RMSNorm))
+
+
+def settled(module: nn.Module) -> set[str]:
+    """The attributes that `resize_standard` has set."""
+    rule = _rule(module)
+    return set() if rule is None else {*rule(module), *_ARGUMENTS}
 
 
 def resize_standard(module: nn.Module, dense: Program) -> Changes:

@@ -109,9 +109,12 @@ def _kinds(inference: Inference, members: Iterable[Var]) -> dict[Var, str]:
                 roles[var].add(role)
     grouped = {v for v, r in roles.items() if {"head", "repeat"} <= r}
     shared = _sharing_product(inference, grouped)
+    weighed = {v for sink in inference.sinks if sink.weight for v in variables(sink.term)}
     kinds: dict[Var, str] = {}
     for var in members:
         own = roles[var]
+        if var not in weighed:  # a stream is read by weights; sums have token axes too
+            own.discard("residual")
         if "expert" in own:
             kind = "expert"
         elif var in grouped:
@@ -126,9 +129,11 @@ def _kinds(inference: Inference, members: Iterable[Var]) -> dict[Var, str]:
 
 
 def _innermost(term: Term) -> list[Var]:
-    """The variables of a head width; for a product (heads x width) only its last factor's."""
+    """The variables of a head width; for a product (heads x width, pairs x 2) those of its last
+    factor that has any."""
     term = resolve(term)
-    return variables(term.factors[-1]) if isinstance(term, Product) else variables(term)
+    factors = term.factors if isinstance(term, Product) else (term,)
+    return next((found for f in reversed(factors) if (found := variables(f))), [])
 
 
 def _products(inference: Inference) -> Iterable[Product]:

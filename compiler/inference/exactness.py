@@ -36,7 +36,7 @@ KEEP_ZERO = frozenset(
 )
 CONTRACTIONS = frozenset(
     "linear matmul mm bmm mv dot einsum conv1d conv2d conv3d convolution _convolution bilinear "
-    "conv_transpose1d conv_transpose2d conv_transpose3d scaled_dot_product_attention addmm baddbmm "
+    "conv_transpose1d conv_transpose2d conv_transpose3d addmm baddbmm "
     "addmv outer ger mul multiply".split()
 )
 ADDENDS = {"linear": "bias", "conv1d": "bias", "conv2d": "bias", "conv3d": "bias",
@@ -92,6 +92,10 @@ class _Zeros:
         if not name:  # getitem, sizes
             return self._union(inputs)
         given = bound_arguments(node)
+        if name == "scaled_dot_product_attention":  # a zero query or key still averages values
+            return self._alive(given["value"]) | (
+                self._carried(node) - self._carried(given["value"])
+            )
         if name in CONTRACTIONS:
             return self._product(node, inputs, given.get(ADDENDS.get(name, "")))
         if name in ("div", "divide", "true_divide"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from typing import Any
 
 import torch
@@ -55,6 +56,11 @@ class Program:
             )
         return flat
 
+    @property
+    def is_meta(self) -> bool:
+        """Whether the weights have no values: such a model is planned and rewritten, not compared."""
+        return any(t.device.type == "meta" for t in self.tensors.values())
+
     def device(self) -> torch.device:
         """The device of the program: that of its first tensor, else of its first tensor input."""
         for t in (*self.tensors.values(), *pytree.tree_leaves((self.args, self.kwargs))):
@@ -91,8 +97,29 @@ def shape_of(value: Any) -> list[int | None]:
 
 
 def is_symbolic(size: Any) -> bool:
-    """Whether a size was left dynamic by capture."""
-    return not isinstance(size, int)
+    """Whether a size was left dynamic by capture (and not specialised to a number)."""
+    if isinstance(size, int):
+        return False
+    node = getattr(size, "node", None)
+    return node is None or node.maybe_as_int() is None
+
+
+def mutates(node: fx.Node) -> bool:
+    """Whether an op writes to an operand (by convention of ATen, to its first)."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable and bool(node.args)
+
+
+def memory_owners(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """For each node the one whose memory its value may be a view of; a node of its own memory is
+    its own."""
+    owners: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        source = node.args[0] if node.args else None
+        returns = getattr(getattr(node.target, "_schema", None), "returns", ())
+        viewed = node.target is operator.getitem or (returns and returns[0].alias_info is not None)
+        owners[node] = owners[source] if viewed and isinstance(source, fx.Node) else node
+    return owners
 
 
 def source_line(node: fx.Node) -> str:

@@ -177,6 +177,29 @@ def same(a: Term, b: Term) -> bool:
     return False
 
 
+def fitted(term: Term, size: int) -> Term:
+    """The term of the same axis at another size of its dynamic extent: the first fixed part that
+    can make the difference does. Unchanged where none can."""
+    term = resolve(term)
+    if term.size == size or isinstance(term, Var):
+        return term
+    if isinstance(term, Fixed):
+        return Fixed(size, term.reason)
+    pieces = list(term.factors if isinstance(term, Product) else term.parts)
+    for i, piece in enumerate(pieces):
+        if isinstance(term, Product):
+            others = math.prod(known_size(p) for k, p in enumerate(pieces) if k != i)
+            wanted = size // others if others and size % others == 0 else 0
+        else:
+            wanted = size - (term.size - known_size(piece))
+        if wanted > 0 and any(isinstance(leaf, Fixed) for leaf in leaves(piece)):
+            changed = fitted(piece, wanted)
+            if changed.size == wanted:
+                pieces[i] = changed
+                return product(pieces) if isinstance(term, Product) else concat(pieces)
+    return term
+
+
 def block(term: Term, reason: Reason) -> None:
     """Fix every variable of a term, with the reason people are shown."""
     for var in variables(term):

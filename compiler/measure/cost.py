@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from ..capture.examples import batch_size
+from ..capture.batch import batch_size
 from ..inference.dimensions import width_of
 from ..inference.graph import Graph
 from ..ir.terms import Var

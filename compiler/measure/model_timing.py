@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..cause import cause
 from ..errors import ExportError, MeasureError
-from .batch import Arguments, batch_size, resize_batch
+from ..capture.batch import Arguments, batch_size, resize_batch
 from .environment import dtype_name
 from .eval_mode import eval_mode
 from .timing import Call, Comparison, compare

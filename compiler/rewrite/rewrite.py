@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from ..inference.graph import Graph
 from ..inference.rule import bound_arguments
 from ..ir.program import Program
-from ..ir.terms import Term, variables
+from ..ir.terms import Concat, Term, resolve, variables
 from .slicing import Kept, cut_tensor, term_indices, touches
 
 
@@ -119,7 +119,8 @@ class _NodeWriter:
 
     def scale(self, value: Any, term: Term) -> Any:
         """A size argument at the new width: literals are replaced, -1 is kept, and an expression
-        of dynamic sizes that contains the old width is multiplied by new / old."""
+        of dynamic sizes is multiplied by new / old where it has the old width as a factor, reduced
+        by old - new where it has it as a summand."""
         new, old = self.size(term), term.size
         if isinstance(value, int):
             return value if value == -1 else new
@@ -127,6 +128,8 @@ class _NodeWriter:
             return value
         graph = self.program.graph
         with graph.inserting_before(self.node):
+            if isinstance(resolve(term), Concat):
+                return graph.call_function(operator.sub, (value, old - new))
             scaled = graph.call_function(operator.mul, (value, new))
             return graph.call_function(operator.floordiv, (scaled, old))
 

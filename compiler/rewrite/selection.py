@@ -48,6 +48,8 @@ def check_ratio(ratio: float) -> None:
 def kept_count(dimension: Dimension, ratio: float, round_to: int = 1) -> int:
     """Entries kept when `ratio` is removed: the nearest multiple of `round_to` (ties keep more),
     never 0, never below the dimension's minimum, never above its size."""
+    if ratio == 0:
+        return dimension.size
     wanted = dimension.size * (1 - ratio)
     count = math.floor(wanted / round_to + 0.5 + 1e-9) * round_to
     low = max(dimension.minimum, min(round_to, dimension.size))

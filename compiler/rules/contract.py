@@ -66,7 +66,8 @@ def _batch(c: RuleContext, s: Terms, t: Terms) -> Terms:
     return out
 
 
-@op_rule("aten::matmul", "aten::mm", "aten::bmm", "aten::mv", "aten::dot", "aten::linalg_matmul")
+@op_rule("aten::matmul", "aten::mm", "aten::bmm", "aten::mv", "aten::dot", "aten::vdot",
+         "aten::linalg_matmul")
 def matmul(c: RuleContext, x: Any, other: Any, mat2: Any, vec: Any, tensor: Any) -> Terms:
     second = next(v for v in (other, mat2, vec, tensor) if v is not None)
     return contract_matrices(c, x, second)

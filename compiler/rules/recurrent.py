@@ -37,7 +37,8 @@ def _recurrent(
                 c.unify(c.terms(b)[0], product((gate, width)))
             for state in states:
                 c.unify(state[-1], width)
-            c.contract(feature, [(x, len(terms) - 1), (w_ih, 1)], [*lead, gate, width], w_ih)
+            source = [(x, len(terms) - 1)] if layer == 0 else []  # layers above read no node
+            c.contract(feature, [*source, (w_ih, 1)], [*lead, gate, width], w_ih)
             c.contract(width, [(w_hh, 1)], [*lead, gate, width], w_hh)
             c.role(width, "hidden")
             outputs.append(width)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
-from ..inference.rule import RuleContext, Terms, op_rule
+from ..inference.rule import RuleContext, Terms, fixed_terms, op_rule
+from ..ir.program import shape_of
 from ..ir.terms import UNIT, resolve
+from .pointwise import pointwise
 
 
 def reduced_axes(c: RuleContext, x: Any, dim: Any) -> list[int]:
@@ -40,8 +43,11 @@ def sum_(c: RuleContext, x: Any, dim: Any, keepdim: Any) -> Terms:
 )
 def statistic(c: RuleContext, x: Any, dim: Any, keepdim: Any) -> Terms:
     axes = reduced_axes(c, x, dim)
+    name = c.node.target._schema.name.split("::")[1]
     for axis in axes:
-        c.statistic(c.terms(x)[axis], f"{c.node.target._schema.name.split('::')[1]} over it")
+        c.statistic(c.terms(x)[axis], f"{name} over it")
+        if name.startswith(("var", "std")):
+            c.at_least(c.terms(x)[axis], 2)  # one entry has no sample variance
     return remaining(c, x, axes, keepdim)
 
 
@@ -54,14 +60,13 @@ def two_statistics(c: RuleContext, x: Any, dim: Any, keepdim: Any) -> Any:
 @op_rule("aten::max", "aten::min")
 def extremum(c: RuleContext, x: Any, dim: Any, keepdim: Any, other: Any) -> Any:
     if other is not None:
-        from .pointwise import pointwise
-
         return pointwise(c)
     if dim is None:
         return statistic(c, x, None, False)
     axes = reduced_axes(c, x, dim)
-    c.block(c.terms(x)[axes[0]], "the index of an entry is taken")
-    out = remaining(c, x, axes, keepdim)
+    if any(user.target is not operator.getitem or user.args[1] for user in c.node.users):
+        c.block(c.terms(x)[axes[0]], "the index of an entry is taken")
+    out = statistic(c, x, axes, keepdim)
     return out, list(out)
 
 
@@ -96,8 +101,6 @@ def ordered_pair(c: RuleContext, x: Any, dim: Any) -> Any:
 
 
 def _size(c: RuleContext, axis: int) -> int | None:
-    from ..ir.program import shape_of
-
     return shape_of(c.value[0])[axis]
 
 
@@ -117,8 +120,6 @@ def one_hot(c: RuleContext, x: Any) -> Terms:
 @op_rule("aten::histc", "aten::bincount", "aten::nonzero", "aten::unique", "aten::_unique2",
          "aten::unique_dim", "aten::unique_consecutive")
 def counted(c: RuleContext, x: Any) -> Any:
-    from ..inference.rule import fixed_terms
-
     c.block_all(x, "entries are counted or located")
     return fixed_terms(c.value, c.reason("data dependent"))
 

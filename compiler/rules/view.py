@@ -6,10 +6,23 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import fx
 
 from ..inference.rule import NodeRewriter, RuleContext, Terms, op_rule
-from ..ir.terms import UNIT, Fixed, Term, concat, cut, factor, known_size, reshape, resolve
+from ..ir.program import is_symbolic, shape_of
+from ..ir.terms import (
+    UNIT,
+    Fixed,
+    Term,
+    concat,
+    cut,
+    factor,
+    known_size,
+    product,
+    reshape,
+    resolve,
+)
 
 
 def viewed(c: RuleContext, x: Any, sizes: Sequence[int | None], argument: str | None) -> Terms:
@@ -106,7 +119,7 @@ def squeeze(c: RuleContext, x: Any, dim: Any) -> Terms:
     shape = c.shape(x)
     if dim is None:
         gone = [i for i, s in enumerate(shape) if s == 1]
-        if gone and len(gone) < len(shape):  # a pruned axis may become 1 and must not vanish
+        if len(gone) < len(shape):  # a pruned axis may become 1 and must not vanish
             c.on_rewrite(lambda rw: _squeeze_explicitly(rw, gone))
     else:
         dims = [c.axis(d, len(terms)) for d in (dim if isinstance(dim, (list, tuple)) else [dim])]
@@ -117,8 +130,6 @@ def squeeze(c: RuleContext, x: Any, dim: Any) -> Terms:
 
 
 def _squeeze_explicitly(rw: NodeRewriter, dims: list[int]) -> None:
-    import torch
-
     rw.node.target = torch.ops.aten.squeeze.dims
     rw.node.args = (rw.node.args[0], dims)
     rw.node.kwargs = {}
@@ -179,8 +190,6 @@ def _tile(c: RuleContext, term: Term, count: Any, size: int | None) -> Term:
 
 
 def _join(c: RuleContext, outer: Term, inner: Term, axis: int) -> Term:
-    from ..ir.terms import product
-
     joined = product((outer, inner))
     if joined.size != c.out_shape[axis]:
         c.block(inner, "repeated an unknown number of times")
@@ -247,8 +256,6 @@ def _cut_axis(
 
 
 def _split_sizes(c: RuleContext, axis: int) -> list[int | None]:
-    from ..ir.program import shape_of
-
     return [shape_of(v)[axis] for v in c.value]
 
 
@@ -257,8 +264,6 @@ def _split_sizes(c: RuleContext, axis: int) -> list[int | None]:
     "aten::unsafe_split", "aten::unsafe_chunk", "aten::unsafe_split_with_sizes",
 )
 def split(c: RuleContext, x: Any, dim: Any) -> tuple[Terms, ...]:
-    import torch
-
     axis = c.axis(dim or 0, len(c.terms(x)))
     results = _cut_axis(c, x, axis, _split_sizes(c, axis), symbolic=_is_symbolic(x, axis))
     pieces = [terms[axis] for terms in results]
@@ -274,7 +279,7 @@ def split(c: RuleContext, x: Any, dim: Any) -> tuple[Terms, ...]:
 
 
 def _is_symbolic(x: fx.Node, axis: int) -> bool:
-    return not isinstance(x.meta["val"].shape[axis], int)
+    return is_symbolic(x.meta["val"].shape[axis])
 
 
 @op_rule("aten::slice", "aten::narrow")
@@ -383,8 +388,6 @@ def triangle(c: RuleContext, x: Any) -> Terms:
 
 @op_rule("aten::channel_shuffle")
 def channel_shuffle(c: RuleContext, x: Any, groups: int) -> Terms:
-    from ..ir.terms import product
-
     terms = c.terms(x)
     pair = factor(terms[1], groups)
     if pair is None:

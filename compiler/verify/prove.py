@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..capture.examples import fresh_inputs, resized
+from ..capture.batch import resize_batch
+from ..capture.examples import fresh_inputs
 from ..inference.graph import Graph
 from ..ir.program import Program
 from ..rewrite.dead import DeadEntries
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ..compilation import Compilation
 
 CALIBRATION_CHECKED = 2  # batches: one may be unlucky, more cost time
+ROWS_CHECKED = 4
 
 
 def verification_inputs(state: Compilation, seed: int = 1) -> list[list[Any]]:
@@ -36,8 +38,11 @@ def verification_inputs(state: Compilation, seed: int = 1) -> list[list[Any]]:
     fresh = fresh_inputs(program.args, program.kwargs, seed=seed)
     inputs = [program.flat_inputs(*fresh)]
     if program.dynamic:
-        inputs.append(program.flat_inputs(*resized(*fresh_inputs(*fresh, seed=seed + 1), batch=2)))
-    return inputs + state.calibration[:CALIBRATION_CHECKED]
+        inputs.append(program.flat_inputs(*resize_batch(*fresh_inputs(*fresh, seed=seed + 1), 2)))
+    few = state.calibration[:CALIBRATION_CHECKED]
+    if program.dynamic:  # rows enough to see a difference; the proof needs variety, not volume
+        few = [list(resize_batch(tuple(flat), {}, ROWS_CHECKED)[0]) for flat in few]
+    return inputs + few
 
 
 def prove(
@@ -48,7 +53,7 @@ def prove(
     `planned`: kept entries of planned removals; `inputs`: flat inputs to compare on. Weights on the
     meta device cannot be compared: one check says so.
     """
-    if any(t.device.type == "meta" for t in graph.program.tensors.values()):
+    if graph.program.is_meta:
         return [Check("all", None, "-", 0, skipped="weights are on the meta device")]
     checks = [
         require(permutation(graph, inputs[:1]), lambda: blame_permutation(graph, inputs[0]))

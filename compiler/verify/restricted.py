@@ -7,7 +7,7 @@ uses the rewritten integers, so agreement with the dense program checks those.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,9 +15,9 @@ from torch import Tensor, fx
 
 from ..inference.graph import Graph
 from ..inference.rule import bound_arguments, op_name
-from ..ir.terms import Term, variables
+from ..ir.terms import Term, fitted, variables
 from ..rewrite.slicing import Kept, term_indices, zero_tensor
-from .interpreter import ProgramInterpreter
+from .interpreter import ProgramInterpreter, mutates
 
 Keep = list[Tensor | None]
 Formula = Callable[[Tensor, Keep, dict[str, Any]], Any]
@@ -65,6 +65,8 @@ class RestrictedInterpreter(ProgramInterpreter):
         if result is None:
             result = super().run_node(n)
         inputs = [self.env[x] for x in n.all_input_nodes]
+        if mutates(n.target) and isinstance(result, Tensor):
+            return self._clear_in_place(self.graph_terms.get(n), result)
         return self._clear(self.graph_terms.get(n), result, inputs)
 
     def _statistic(self, n: fx.Node) -> Any:
@@ -72,20 +74,25 @@ class RestrictedInterpreter(ProgramInterpreter):
         source = n.args[0]
         if function is None or not isinstance(source, fx.Node):
             return None
-        keep = self._keep(self.graph_terms.get(source))
+        given = fx.node.map_arg(bound_arguments(n), lambda x: self.env[x])
+        if "key" in given:  # the statistic of attention runs over its keys
+            source = n.args[1]
+        keep = self._keep(self.graph_terms.get(source), self.env[source])
         if all(k is None for k in keep):
             return None
-        given = fx.node.map_arg(bound_arguments(n), lambda x: self.env[x])
-        return function(given["x"], keep, given)
+        return function(given.get("x"), keep, given)
 
-    def _keep(self, terms: Any) -> Keep:
-        return [self._mask(term) for term in terms] if isinstance(terms, list) else []
+    def _keep(self, terms: Any, value: Any) -> Keep:
+        """The kept entries of each axis of a value, at its own size (capture's may differ)."""
+        if not isinstance(terms, list):
+            return []
+        return [self._mask(term, size) for term, size in zip(terms, value.shape, strict=True)]
 
-    def _mask(self, term: Term) -> Tensor | None:
+    def _mask(self, term: Term, size: int) -> Tensor | None:
         if not any(v in self.kept for v in variables(term)):
             return None
-        mask = torch.zeros(term.size or 0, dtype=torch.bool)
-        mask[term_indices(term, self.kept)] = True
+        mask = torch.zeros(size, dtype=torch.bool)
+        mask[term_indices(fitted(term, size), self.kept)] = True
         return mask
 
     def _clear(self, terms: Any, value: Any, inputs: Sequence[Any]) -> Any:
@@ -99,11 +106,19 @@ class RestrictedInterpreter(ProgramInterpreter):
         storage = value.untyped_storage().data_ptr()
         if any(isinstance(x, Tensor) and x.untyped_storage().data_ptr() == storage for x in inputs):
             return value
-        for axis, keep in enumerate(self._keep(terms)):
-            if keep is not None:
-                gone = (~keep).nonzero().reshape(-1).to(value.device)
-                value = value.index_fill(axis, gone, 0)
+        for axis, gone in self._removed(terms, value):
+            value = value.index_fill(axis, gone, 0)
         return value
+
+    def _clear_in_place(self, terms: Any, value: Tensor) -> Tensor:
+        for axis, gone in self._removed(terms, value):
+            value.index_fill_(axis, gone, 0)
+        return value
+
+    def _removed(self, terms: Any, value: Tensor) -> Iterator[tuple[int, Tensor]]:
+        for axis, keep in enumerate(self._keep(terms, value)):
+            if keep is not None:
+                yield axis, (~keep).nonzero().reshape(-1).to(value.device)
 
 
 def _shaped(x: Tensor, keep: Keep, axes: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -181,13 +196,37 @@ def _where_kept(x: Tensor, keep: Keep, axes: Sequence[int], otherwise: float) ->
     return torch.where(weight.bool(), x, torch.full((), otherwise, dtype=x.dtype, device=x.device))
 
 
-@formula("aten::softmax", "aten::log_softmax", "aten::_softmax", "aten::_log_softmax")
+@formula("aten::softmax", "aten::_softmax")
 def softmax(x: Tensor, keep: Keep, given: dict[str, Any]) -> Tensor:
+    return log_softmax(x, keep, given).exp()
+
+
+@formula("aten::log_softmax", "aten::_log_softmax")
+def log_softmax(x: Tensor, keep: Keep, given: dict[str, Any]) -> Tensor:
     axes = _axes(x, given["dim"])
     kept = _where_kept(x, keep, axes, -torch.inf)
     if isinstance(given.get("dtype"), torch.dtype):
         kept = kept.to(given["dtype"])
-    return kept.softmax(axes[0])
+    return kept.log_softmax(axes[0])
+
+
+@formula("aten::scaled_dot_product_attention")
+def attention(_: Any, keep: Keep, given: dict[str, Any]) -> Tensor:
+    """Over kept keys, with the scale of the original width; `keep` is of the key's axes."""
+    q, k, v = given["query"], given["key"], given["value"]
+    if given.get("enable_gqa"):
+        repeat = q.shape[-3] // k.shape[-3]
+        k, v = k.repeat_interleave(repeat, -3), v.repeat_interleave(repeat, -3)
+    scale = given["scale"] if given.get("scale") is not None else q.shape[-1] ** -0.5
+    scores = (q @ k.transpose(-2, -1)) * scale
+    mask = given.get("attn_mask")
+    if given.get("is_causal"):
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    if keep[-2] is not None:
+        scores = scores.masked_fill(~keep[-2].to(q.device), -torch.inf)
+    return scores.softmax(-1) @ v
 
 
 @formula("aten::logsumexp")
@@ -206,6 +245,39 @@ def amax(x: Tensor, keep: Keep, given: dict[str, Any]) -> Tensor:
 def amin(x: Tensor, keep: Keep, given: dict[str, Any]) -> Tensor:
     axes = _axes(x, given.get("dim"))
     return _where_kept(x, keep, axes, torch.inf).amin(axes, bool(given.get("keepdim")))
+
+
+def _extremum(x: Tensor, keep: Keep, given: dict[str, Any], sign: int) -> Any:
+    axes = _axes(x, given.get("dim"))
+    kept = _where_kept(x, keep, axes, -sign * torch.inf)
+    choose = torch.max if sign > 0 else torch.min
+    if given.get("dim") is None:
+        return choose(kept)
+    return choose(kept, axes[0], keepdim=bool(given.get("keepdim")))
+
+
+@formula("aten::max")
+def maximum(x: Tensor, keep: Keep, given: dict[str, Any]) -> Any:
+    return _extremum(x, keep, given, 1)
+
+
+@formula("aten::min")
+def minimum(x: Tensor, keep: Keep, given: dict[str, Any]) -> Any:
+    return _extremum(x, keep, given, -1)
+
+
+@formula("aten::aminmax")
+def aminmax(x: Tensor, keep: Keep, given: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    return amin(x, keep, given), amax(x, keep, given)
+
+
+@formula("aten::prod")
+def prod(x: Tensor, keep: Keep, given: dict[str, Any]) -> Tensor:
+    axes = _axes(x, given.get("dim"))
+    kept = _where_kept(x, keep, axes, 1.0)
+    if given.get("dim") is None:
+        return kept.prod()
+    return kept.prod(axes[0], keepdim=bool(given.get("keepdim")))
 
 
 def _affine(x: Tensor, shape: Sequence[int], given: dict[str, Any]) -> Tensor:

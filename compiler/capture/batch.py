@@ -1,4 +1,4 @@
-"""The batch of a call: axis 0 of its first tensor, and the same call with another batch size."""
+"""The batch of a call: the size axis 0 of its tensors share, and the same call at another size."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
-    """The length of axis 0 of the first tensor that has axes; None when there is no such tensor."""
-    for leaf in pytree.tree_leaves((args, kwargs)):
-        if isinstance(leaf, Tensor) and leaf.dim() > 0:
-            return leaf.shape[0]
-    return None
+    """The length of axis 0 that most tensors of the call share (the first one's on a tie); None
+    when no tensor has axes."""
+    sizes = [
+        leaf.shape[0]
+        for leaf in pytree.tree_leaves((args, kwargs))
+        if isinstance(leaf, Tensor) and leaf.dim() > 0
+    ]
+    return max(sizes, key=sizes.count) if sizes else None
 
 
 def resize_batch(args: tuple[Any, ...], kwargs: dict[str, Any], batch: int) -> Arguments:

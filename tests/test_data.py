@@ -1,0 +1,232 @@
+"""What DATA may be: files, factories and data sets, into batches the model takes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from torch import nn
+
+from prunec.compiler.data import load_data
+from prunec.compiler.errors import SourceError
+from prunec.compiler.sources import Source
+
+WORDS = "<pad> <unk> <end> a b c d e f g".split()  # noqa: SIM905
+TEXTS = ["a b c", "a", "d e f g", "b"]
+
+
+def tokenizer(pad: bool = True) -> transformers.PreTrainedTokenizerFast:
+    model = WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>")
+    words = Tokenizer(model)
+    words.pre_tokenizer = Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        unk_token="<unk>",
+        eos_token="<end>",
+        pad_token="<pad>" if pad else None,
+    )
+
+
+@pytest.fixture(scope="module")
+def source() -> Source:
+    config = transformers.BertConfig(
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=64,
+        vocab_size=len(WORDS),
+        id2label={0: "bad", 1: "good"},
+        label2id={"bad": 0, "good": 1},
+        max_position_embeddings=6,
+    )
+    model = transformers.BertForSequenceClassification(config).eval()
+    ids = torch.ones(2, 4, dtype=torch.long)
+    kwargs = {"input_ids": ids, "attention_mask": ids, "use_cache": False}
+    return Source(model, (), kwargs, kind="transformers", name="tiny", processor=tokenizer())
+
+
+def write(directory: Path, suffix: str, rows: list[dict[str, Any]]) -> Path:
+    path = directory / f"rows{suffix}"
+    separator = "\t" if suffix == ".tsv" else ","
+    lines = {
+        ".txt": lambda: [str(row["text"]) + "\n" for row in rows],
+        ".jsonl": lambda: [json.dumps(row) for row in rows],
+        ".json": lambda: [json.dumps(rows)],
+        ".csv": lambda: [
+            separator.join(map(str, r)) for r in (rows[0], *(r.values() for r in rows))
+        ],
+    }
+    path.write_text("\n".join(lines[".csv" if suffix == ".tsv" else suffix]()))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".json", ".csv", ".tsv"])
+def test_file_becomes_batches_padded_to_their_longest(
+    suffix: str, source: Source, tmp_path: Path
+) -> None:
+    path = write(tmp_path, suffix, [{"text": text} for text in TEXTS])
+    batches = load_data(str(path), source, batch_size=2, max_samples=3)
+    assert [b["input_ids"].tolist() for b in batches] == [[[3, 4, 5], [3, 0, 0]], [[6, 7, 8, 9]]]
+    assert batches[0]["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    # token_type_ids are not among the inputs the model is run on.
+    assert set(batches[0]) == {"input_ids", "attention_mask"}
+    with torch.no_grad():
+        assert source.model(**batches[0]).logits.shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected", "dtype"),
+    [
+        ([1, 0], [1, 0], torch.int64),
+        ([0.5, 2.0], [0.5, 2.0], torch.float32),
+        (["good", "bad"], [1, 0], torch.int64),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_labels_are_kept(
+    suffix: str,
+    labels: list[Any],
+    expected: list[float],
+    dtype: torch.dtype,
+    source: Source,
+    tmp_path: Path,
+) -> None:
+    rows = [{"text": t, "label": v} for t, v in zip(TEXTS, labels, strict=False)]
+    (batch,) = load_data(str(write(tmp_path, suffix, rows)), source)
+    assert batch["labels"].tolist() == expected
+    assert batch["labels"].dtype == dtype
+
+
+def test_text_column_is_found_or_named(source: Source, tmp_path: Path) -> None:
+    one = write(tmp_path, ".csv", [{"note": "a b", "label": "good"}])
+    assert load_data(str(one), source)[0]["input_ids"].tolist() == [[3, 4]]
+    two = write(tmp_path, ".jsonl", [{"left": "a", "right": "b"}])
+    assert load_data(f"{two}#right", source)[0]["input_ids"].tolist() == [[4]]
+    with pytest.raises(SourceError, match=r"not clear: append #COLUMN, one of left, right"):
+        load_data(str(two), source)
+    with pytest.raises(SourceError, match="no column 'middle': take one of left, right"):
+        load_data(f"{two}#middle", source)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.txt", "\n\n", "holds no samples"),
+        ("broken.jsonl", '{"text": ', r"not \.jsonl in UTF-8"),
+        ("list.jsonl", "[1]", "entry 1 is no JSON object"),
+        ("object.json", "{}", "not a JSON list"),
+        ("gap.jsonl", '{"text": "a"}\n{"other": "b"}', "entry 2 .* nothing under 'text'"),
+        ("labels.csv", "text,label\na,ugly\n", r"model's labels \(bad, good\)"),
+        ("words.bin", "a b", "no known suffix"),
+    ],
+)
+def test_file_that_cannot_be_used(
+    name: str, content: str, message: str, source: Source, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(SourceError, match=message):
+        load_data(str(tmp_path / name), source)
+
+
+def test_absent_file_is_not_looked_for_as_a_data_set(source: Source, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="does not exist"):
+        load_data(str(tmp_path / "absent.txt"), source)
+
+
+def test_long_texts_are_cut_to_the_positions_there_are(source: Source, tmp_path: Path) -> None:
+    path = write(tmp_path, ".txt", [{"text": "a " * 50}])
+    assert load_data(str(path), source)[0]["input_ids"].shape == (1, 6)
+
+
+def test_tokenizer_without_padding_borrows_the_end_token(tmp_path: Path) -> None:
+    config = transformers.GPT2Config(
+        n_embd=32, n_layer=1, n_head=4, vocab_size=10, bos_token_id=2, eos_token_id=2
+    )
+    ids = torch.ones(2, 4, dtype=torch.long)
+    unpadded = tokenizer(pad=False)
+    source = Source(
+        transformers.GPT2Model(config),
+        (),
+        {"input_ids": ids, "attention_mask": ids},
+        kind="transformers",
+        name="tiny",
+        processor=unpadded,
+    )
+    path = write(tmp_path, ".txt", [{"text": t} for t in TEXTS[:2]])
+    (batch,) = load_data(str(path), source)
+    assert batch["input_ids"].tolist() == [[3, 4, 5], [3, 2, 2]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert unpadded.pad_token is None
+
+
+def test_decoder_reads_the_text_one_step_late(tmp_path: Path) -> None:
+    config = transformers.T5Config(
+        d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4, vocab_size=10, pad_token_id=0
+    )
+    ids = torch.ones(2, 4, dtype=torch.long)
+    kwargs = {"input_ids": ids, "attention_mask": ids, "decoder_input_ids": ids}
+    model = transformers.T5Model(config)
+    source = Source(model, (), kwargs, kind="transformers", name="t5", processor=tokenizer())
+    (batch,) = load_data(str(write(tmp_path, ".txt", [{"text": "a b c"}])), source)
+    assert batch["decoder_input_ids"].tolist() == [[0, 3, 4]]
+
+
+def test_texts_need_a_tokenizer(tmp_path: Path) -> None:
+    source = Source(nn.Linear(4, 2), (torch.zeros(2, 4),), {}, kind="factory", name="m:linear")
+    with pytest.raises(SourceError, match="m:linear has no tokenizer"):
+        load_data(str(write(tmp_path, ".txt", [{"text": "a"}])), source)
+
+
+FACTORIES = """
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+images, labels = torch.randn(10, 4), torch.arange(10)
+def dataset(): return TensorDataset(images, labels)
+def loader(): return DataLoader(dataset(), batch_size=4)
+def tensors(): return list(images.split(3))
+def texts(split): return ["a b", split]
+def nothing(): return []
+def number(): return 3
+"""
+
+
+def test_factories(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data_factories.py").write_text(FACTORIES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def load(name: str, **options: Any) -> list[Any]:
+        return load_data(f"data_factories:{name}", source, **options)
+
+    assert [len(labels) for _, labels in load("dataset", batch_size=6)] == [6, 4]
+    assert [len(labels) for _, labels in load("loader", max_samples=5)] == [4, 4]
+    assert [len(batch) for batch in load("tensors")] == [3, 3, 3, 1]
+    assert load("texts", split="c")[0]["input_ids"].tolist() == [[3, 4], [5, 0]]
+    with pytest.raises(SourceError, match="gave no batches"):
+        load("nothing")
+    with pytest.raises(SourceError, match="gave int"):
+        load("number")
+
+
+def test_data_set_by_its_id(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def load_dataset(name: str, configuration: str | None, split: str) -> list[dict[str, Any]]:
+        asked.append((name, configuration, split))
+        return [{"idx": 7, "sentence": "a b", "label": 1}]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    (batch,) = load_data("owner/glue@sst2#sentence", source, split="validation")
+    assert asked == [("owner/glue", "sst2", "validation")]
+    assert (batch["input_ids"].tolist(), batch["labels"].tolist()) == ([[3, 4]], [1])
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(SourceError, match=r"pip install 'prunec\[data\]'"):
+        load_data("owner/glue", source)
