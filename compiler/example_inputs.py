@@ -87,7 +87,8 @@ def _candidates(model: nn.Module, batch: int) -> Iterator[dict[str, Any]]:
     if getattr(model.config, "is_encoder_decoder", False):
         least.add("decoder_input_ids")
     tried: list[list[str]] = []
-    for wanted in (least, {*least, *SIGNALS}, set(MAKERS)):
+    # Some make what the decoder reads themselves, and need it to be as long as the text.
+    for wanted in (least, {*least, *SIGNALS}, set(MAKERS), least - {"decoder_input_ids"}):
         names = [n for n in MAKERS if n in wanted and n in named]
         if names and names not in tried:
             tried.append(names)

@@ -136,8 +136,13 @@ class ConvNet(nn.Module):
         return self.head(self.up(h).mean((2, 3)))
 
 
-def test_cnn_shares_the_dense_programs_tensors() -> None:
-    trial = Trial(ConvNet(), (torch.randn(2, 3, 8, 8),), folds=lambda g: [])
+@pytest.fixture(scope="module")
+def conv() -> Trial:
+    return Trial(ConvNet(), (torch.randn(2, 3, 8, 8),))
+
+
+def test_cnn_shares_the_dense_programs_tensors(conv: Trial) -> None:
+    trial = conv
     module, tensors = trial.module, trial.dense.tensors
     assert module.stem.weight is tensors["stem.weight"] is trial.reference.stem.weight
     assert module.norm.running_mean is tensors["norm.running_mean"]
@@ -278,6 +283,7 @@ def test_gpt2_splits_at_its_new_width() -> None:
         eos_token_id=0,
     ))
     trial = Trial(model, (TOKENS,), ("head",), "logits", keep=lambda size: torch.arange(1, size))
+    assert trial.trials == 2  # the split shows the new width; then the config
     attention = trial.module.transformer.h[0].attn
     assert (attention.split_size, attention.num_heads, attention.head_dim) == (36, 3, 12)
     assert (attention.c_attn.nf, attention.c_attn.nx, attention.c_proj.nx) == (108, 48, 36)
@@ -433,9 +439,8 @@ def test_models_that_cannot_be_copied_are_refused() -> None:
     assert trial.result.reason == "the model cannot be copied: holds a lock"
 
 
-def test_a_comparison_of_nan_is_no_agreement() -> None:
-    trial = Trial(ConvNet(), (torch.randn(2, 3, 8, 8),))
-    result = build_module(trial.graph, trial.dense, trial.kept, lambda m: math.nan, 1e-5)
+def test_a_comparison_of_nan_is_no_agreement(conv: Trial) -> None:
+    result = build_module(conv.graph, conv.dense, conv.kept, lambda m: math.nan, 1e-5)
     assert result.module is None
 
 
@@ -455,8 +460,8 @@ def test_hooks_modes_and_frozen_parameters_are_kept() -> None:
     assert module.head.weight.grad is None
 
 
-def test_replay_refuses_another_model() -> None:
-    trial = Trial(ConvNet(), (torch.randn(2, 3, 8, 8),))
+def test_replay_refuses_another_model(conv: Trial) -> None:
+    trial = conv
     shapes = {name: list(t.shape) for name, t in trial.model.state_dict().items()}
     attributes = trial.result.attributes
     other = ConvNet()

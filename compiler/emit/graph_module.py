@@ -11,7 +11,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
-from torch.fx.node import map_aggregate, map_arg
+from torch.fx.node import map_aggregate
 
 from ..ir.program import Program
 
@@ -115,9 +115,12 @@ class _Reference:
 
 
 def _rows(graph: fx.Graph) -> list[tuple[Any, ...]]:
+    def reference(x: Any) -> Any:
+        return _Reference(x.name) if isinstance(x, fx.Node) else x
+
     rows: list[tuple[Any, ...]] = []
     for node in graph.nodes:
-        args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda n: _Reference(n.name))
+        args, kwargs = map_aggregate((node.args, dict(node.kwargs)), reference)  # type: ignore[misc]
         target = node.target
         if isinstance(target, torch._ops.OpOverload):
             target = ("operator", *str(target).split("."))

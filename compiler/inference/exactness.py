@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import fx
 
-from ..ir.program import Program, source_line
+from ..ir.program import Program, memory_owners, source_line, written
 from ..ir.terms import Reason, Var, variables
 from .rule import Inference, bound_arguments, op_name
 
@@ -37,7 +37,7 @@ KEEP_ZERO = frozenset(
 CONTRACTIONS = frozenset(
     "linear matmul mm bmm mv dot einsum conv1d conv2d conv3d convolution _convolution bilinear "
     "conv_transpose1d conv_transpose2d conv_transpose3d addmm baddbmm "
-    "addmv outer ger mul multiply".split()
+    "addmv outer ger mul multiply tensordot inner vdot".split()
 )
 ADDENDS = {"linear": "bias", "conv1d": "bias", "conv2d": "bias", "conv3d": "bias",
            "convolution": "bias", "_convolution": "bias", "bilinear": "bias",
@@ -57,6 +57,7 @@ class _Zeros:
         self.program = program
         self.inference = inference
         self.alive: dict[fx.Node, set[Var]] = {}
+        self.owners = memory_owners(program.graph)
         self.found: list[tuple[Var, Reason]] = []
 
     def run(self) -> list[tuple[Var, Reason]]:
@@ -155,13 +156,10 @@ class _Zeros:
 
     def _write_back(self, node: fx.Node, alive: set[Var]) -> None:
         """An in-place result lives on in the values it is a view of."""
-        schema = getattr(node.target, "_schema", None)
-        if schema is None or not schema.is_mutable or not node.args:
-            return
-        base: Any = node.args[0]
-        while isinstance(base, fx.Node) and base.op == "call_function":
-            self.alive[base] = self._alive(base) | (alive & self._carried(base))
-            base = base.args[0] if base.args else None
+        base = written(node)
+        for other in self.alive if base is not None else ():
+            if self.owners[other] is self.owners[base]:
+                self.alive[other] |= alive & self._carried(other)
 
 
 def _variables(terms: Any) -> Iterable[Var]:

@@ -104,10 +104,10 @@ def is_symbolic(size: Any) -> bool:
     return node is None or node.maybe_as_int() is None
 
 
-def mutates(node: fx.Node) -> bool:
+def mutates(target: Any) -> bool:
     """Whether an op writes to an operand (by convention of ATen, to its first)."""
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.is_mutable and bool(node.args)
+    schema = getattr(target, "_schema", None)
+    return schema is not None and schema.is_mutable
 
 
 def memory_owners(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
@@ -120,6 +120,12 @@ def memory_owners(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
         viewed = node.target is operator.getitem or (returns and returns[0].alias_info is not None)
         owners[node] = owners[source] if viewed and isinstance(source, fx.Node) else node
     return owners
+
+
+def written(node: fx.Node) -> fx.Node | None:
+    """The operand an op writes to; None when it writes to none."""
+    first = node.args[0] if node.args else None
+    return first if mutates(node.target) and isinstance(first, fx.Node) else None
 
 
 def source_line(node: fx.Node) -> str:

@@ -232,6 +232,8 @@ def _contribution(
         result = torch.matmul(args[1], args[2])
     else:
         return None
-    out = 1 if "conv" in name and result.dim() > 2 else result.dim() - 1
+    out = result.dim() - 1
+    if "conv" in name:
+        out = result.dim() - (weight.value.dim() - 2) - 1  # an unbatched result has no axis before
     flat = result.movedim(out, 0).reshape(result.shape[out], -1)
     return out, flat[:, 0]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from ..inference.rule import bound_arguments, find_rule, op_name
-from ..ir.program import Program, hint, shape_of
+from ..ir.program import Program, hint, memory_owners, mutates, shape_of, written
 
 VIEWS = frozenset(
     "view reshape _unsafe_view flatten unflatten permute transpose t numpy_T mT movedim unsqueeze "
@@ -24,8 +24,11 @@ VIEWS = frozenset(
     "split_with_sizes chunk tensor_split unbind slice narrow select roll flip pixel_shuffle "
     "pixel_unshuffle channel_shuffle contiguous clone detach alias to _to_copy type_as dropout "
     "feature_dropout index_select reshape_as view_as swapaxes concatenate unsafe_split "
-    "unsafe_chunk alpha_dropout lift_fresh_copy native_dropout".split()
+    "unsafe_chunk alpha_dropout lift_fresh_copy native_dropout pad constant_pad_nd im2col".split()
 )
+REDUCTIONS = frozenset("sum mean amax".split())  # of marks that are 0 or 1: 0 where all are 0
+CHANNEL_NORMS = frozenset("batch_norm group_norm instance_norm".split())
+NORMS = CHANNEL_NORMS | {"layer_norm", "rms_norm"}
 POOLS = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_")
 
 
@@ -50,6 +53,7 @@ def known_values(
 ) -> dict[fx.Node, Known | None]:
     """What is known of each node's value. `tensor_hook` masks tensors as they are fetched."""
     values: dict[fx.Node, Any] = {}
+    owners = memory_owners(program.graph)
     with torch.no_grad():
         for node in program.graph.nodes:
             if node.op == "get_attr":
@@ -57,23 +61,21 @@ def known_values(
                 if tensor is not None:
                     values[node] = Known(tensor_hook(str(node.target), tensor.detach()))
             elif node.op == "call_function":
-                try:
-                    values[node] = _call(node, values)
-                except Exception:  # what cannot be followed is unknown, which is always safe
-                    values[node] = None
-                _forget_written(node, values)
+                base = written(node)
+                if base is not None:  # everything that views the same memory changes
+                    result = _attempt(node, values)
+                    values = {n: v for n, v in values.items() if owners[n] is not owners[base]}
+                    values[node] = result
+                else:
+                    values[node] = _attempt(node, values)
     return {n: v if isinstance(v, Known) else None for n, v in values.items()}
 
 
-def _forget_written(node: fx.Node, values: dict[fx.Node, Any]) -> None:
-    """An in-place op changes the values its first operand is a view of."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None or not schema.is_mutable or not node.args:
-        return
-    base: Any = node.args[0]
-    while isinstance(base, fx.Node):
-        values[base] = None
-        base = base.args[0] if base.op == "call_function" and base.args else None
+def _attempt(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    try:
+        return _call(node, values)
+    except Exception:  # what cannot be followed is unknown, which is always safe
+        return None
 
 
 def _call(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
@@ -86,21 +88,23 @@ def _call(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     tensors = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
     known = [values.get(n) for n in tensors]
     if tensors and all(isinstance(k, Known) and k.mask is None for k in known):
-        random = torch.Tag.nondeterministic_seeded in node.target.tags  # type: ignore[union-attr]
-        return None if random and name not in VIEWS else _wrap(_run(node, values, False))
+        seeded = torch.Tag.nondeterministic_seeded in node.target.tags  # type: ignore[union-attr]
+        if not seeded or (name in VIEWS and not _random(bound_arguments(node))):
+            return _wrap(_run(node, values, False))
     if not tensors:
         return _wrap(_run(node, values, False)) if not _dynamic(node) else None
     given = bound_arguments(node)
     if name in CONTRACTIONS:
-        return CONTRACTIONS[name](node, given, values)
-    if name in ("batch_norm", "layer_norm"):
+        return _contract(node, given, values)
+    if name in NORMS:
         return _norm(node, given, values)
     if name == "embedding":
         return _embedding(node, given, values)
     if not any(isinstance(k, Known) for k in known):
         return None
-    if name in VIEWS:
-        return _views(_run(node, values, False), _run(node, values, True))
+    if name in VIEWS or name in REDUCTIONS:
+        result = _views(_run(node, values, False), _run(node, values, True))
+        return _zeros(result) if _random(given) else result
     if name == "mul" and len(tensors) == 2:
         return _product(node, tensors, values)
     if name == "scaled_dot_product_attention":
@@ -117,6 +121,17 @@ def _dynamic(node: fx.Node) -> bool:
     return bool(node.all_input_nodes)
 
 
+def _random(given: dict[str, Any]) -> bool:
+    """Whether an op drops entries at random (dropout captured in train mode): zeros stay zero."""
+    return bool(given.get("train") or given.get("dropout_p"))
+
+
+def _zeros(known: Any) -> Any:
+    if not isinstance(known, Known):
+        return None
+    return _partial(torch.zeros_like(known.value), known.zero())
+
+
 def _fill(x: Any, values: dict[fx.Node, Any], masks: bool) -> Any:
     """The concrete argument of a node: unknown entries as 0 (1 in the mask of unknowns)."""
     if not isinstance(x, fx.Node):
@@ -127,18 +142,21 @@ def _fill(x: Any, values: dict[fx.Node, Any], masks: bool) -> Any:
     known = values.get(x)
     if not isinstance(known, Known):
         shape = [s or 0 for s in shape_of(value)]
-        return torch.ones(shape) if masks else torch.zeros(shape, dtype=value.dtype)
+        dtype = torch.float32 if masks else value.dtype
+        return torch.full(shape, int(masks), dtype=dtype, device=value.device)
     if masks:
         return (~known.where()).float()
-    return known.value if known.mask is None else torch.where(
-        known.mask, known.value, torch.zeros((), dtype=known.value.dtype)
-    )
+    if known.mask is None:
+        return known.value
+    return torch.where(known.mask, known.value, torch.zeros_like(known.value))
 
 
 def _run(node: fx.Node, values: dict[fx.Node, Any], masks: bool) -> Any:
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: _fill(n, values, masks))
     if masks and op_name(node.target) in ("aten::to", "aten::_to_copy", "aten::type_as"):
         return args[0]
+    if mutates(node.target):  # what is known of the operand, and the model's memory, stay
+        args = (args[0].clone(), *args[1:])
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
@@ -180,70 +198,80 @@ def _product(node: fx.Node, tensors: list[fx.Node], values: dict[fx.Node, Any]) 
 
 
 def _contract(node: fx.Node, given: dict[str, Any], values: dict[fx.Node, Any]) -> Any:
-    """Result entries all of whose terms are known, or multiply an unknown by a known zero."""
-    weight_node = given.get("weight")
-    weight = values.get(weight_node)
-    if not isinstance(weight, Known) or weight.mask is not None:
+    """Result entries all of whose terms are known, or have a factor that is known to be zero."""
+    left, right, addend = _operands(node, given)
+    if left is None or right is None or left is right:
         return None
-    x = given["x"]
-    if not isinstance(values.get(x), Known):
-        rows = weight.value.reshape(weight.value.shape[0], -1)
-        if not bool((rows == 0).all(1).any()) or "transpose" in str(node.target):
+    sides = [values.get(left), values.get(right)]
+    if not any(isinstance(k, Known) and bool(k.zero().any()) for k in sides):
+        if not all(isinstance(k, Known) for k in sides):
             return None
-    unknown = _fill(x, values, True)
-    reach = (weight.value != 0).float()
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n)
-
-    def swap(n: fx.Node, masks: bool) -> Any:
-        if masks and n is x:
-            return unknown
-        if masks and n is weight_node:
-            return reach
-        if masks and n is given.get("bias"):
-            return None
-        return _fill(n, values, False)
-
-    def call(masks: bool) -> Tensor:
-        a, k = fx.node.map_arg((args, kwargs), lambda n: swap(n, masks))
-        return node.target(*a, **k)  # type: ignore[operator]
-
-    bias = given.get("bias")
-    if isinstance(bias, fx.Node) and not isinstance(values.get(bias), Known):
+    bias = values.get(addend) if addend is not None else None
+    if addend is not None and (not isinstance(bias, Known) or bias.mask is not None):
         return None
-    mask = call(True) == 0
-    return _partial(call(False), mask) if bool(mask.any()) else None
 
+    def run(a: Tensor, b: Tensor, extra: Any) -> Tensor:
+        swap = {left: a, right: b, addend: extra}
+        args, kwargs = fx.node.map_arg(
+            (node.args, node.kwargs), lambda n: swap[n] if n in swap else _fill(n, values, False)
+        )
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
-def _matmul(node: fx.Node, given: dict[str, Any], values: dict[fx.Node, Any]) -> Any:
-    """Known zeros of a matrix product: every term has a known zero factor."""
-    nodes = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
-    if len(nodes) != 2 or not any(isinstance(values.get(n), Known) for n in nodes):
+    nothing = None if "bias" in given else torch.zeros((), device=_device(node))
+    terms = run(*(_indicator(n, values, "live") for n in (left, right)), nothing)
+    if all(isinstance(k, Known) for k in sides):
+        terms = terms - run(*(_indicator(n, values, "known") for n in (left, right)), nothing)
+    mask = terms.abs() < 0.5  # a count of terms that are not known
+    if not bool(mask.any()):
         return None
-    if not any(isinstance(values.get(n), Known) and bool(values[n].zero().any()) for n in nodes):
-        return None
-    live = []
-    for n in nodes:
-        known = values.get(n)
-        shape = [s or 0 for s in shape_of(n.meta["val"])]
-        live.append((~known.zero()).float() if isinstance(known, Known) else torch.ones(shape))
-    reach = torch.matmul(live[0], live[1])
-    return _partial(torch.zeros_like(reach, dtype=node.meta["val"].dtype), reach == 0)
+    filled = [_fill(n, values, False) for n in (left, right)]
+    return _partial(run(*filled, bias.value if bias is not None else nothing), mask)
 
 
-CONTRACTIONS: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys(("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d",
-                     "conv_transpose2d", "conv_transpose3d"), _contract),
-    **dict.fromkeys(("matmul", "bmm", "mm"), _matmul),
-}
+def _operands(node: fx.Node, given: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """The two factors of a contraction and what is added to their product."""
+    if given.get("tensors") is not None:  # einsum
+        pair = list(given["tensors"])
+        return (*pair, None) if len(pair) == 2 else (None, None, None)
+    for left, right, addend in OPERANDS:
+        if given.get(left) is not None and given.get(right) is not None:
+            extra = given.get(addend) if addend else None
+            return given[left], given[right], extra
+    return None, None, None
+
+
+def _indicator(node: fx.Node, values: dict[fx.Node, Any], which: str) -> Tensor:
+    """1 where an entry may count ("live": not known to be zero; "known": known, not zero)."""
+    known = values.get(node)
+    if not isinstance(known, Known):
+        shape = [s or 0 for s in shape_of(node.meta["val"])]
+        return torch.full(shape, float(which == "live"), device=_device(node))
+    if which == "live":
+        return (~known.zero()).float()
+    return (known.where() & (known.value != 0)).float()
+
+
+def _device(node: fx.Node) -> torch.device:
+    return node.meta["val"].device
+
+
+OPERANDS = (
+    ("mat1", "mat2", "x"), ("batch1", "batch2", "x"), ("mat", "vec", "x"),
+    ("x", "weight", "bias"), ("x", "other", ""), ("x", "mat2", ""), ("x", "vec", ""),
+)
+CONTRACTIONS = frozenset(
+    "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d matmul bmm mm "
+    "mv addmm baddbmm addmv einsum".split()
+)
 
 
 def _norm(node: fx.Node, given: dict[str, Any], values: dict[fx.Node, Any]) -> Any:
     """A zero gamma leaves beta, whatever comes in; a batch norm also passes constants on."""
-    x, name = given["x"], op_name(node.target)
-    if name == "aten::batch_norm" and given.get("training"):
+    x, name = given["x"], op_name(node.target).removeprefix("aten::")
+    if given.get("training"):
         return None
     weight = values.get(given.get("weight"))  # type: ignore[arg-type]
-    passed = isinstance(values.get(x), Known) and name == "aten::batch_norm"
+    passed = isinstance(values.get(x), Known) and name == "batch_norm"
     dead = (weight.value == 0) if isinstance(weight, Known) and weight.mask is None else None
     if not passed and (dead is None or not bool(dead.any())):
         return None
@@ -252,7 +280,7 @@ def _norm(node: fx.Node, given: dict[str, Any], values: dict[fx.Node, Any]) -> A
         return None
     mask = _fill(x, values, True) == 0 if passed else torch.zeros_like(value, dtype=torch.bool)
     if dead is not None:
-        shape = [1, -1] + [1] * (value.dim() - 2) if name == "aten::batch_norm" else dead.shape
+        shape = [1, -1] + [1] * (value.dim() - 2) if name in CHANNEL_NORMS else dead.shape
         mask = mask | dead.reshape(shape)
     return _partial(value, mask.expand_as(value))
 
@@ -273,13 +301,19 @@ def _attention(node: fx.Node, given: dict[str, Any], values: dict[fx.Node, Any])
     """Attention averages values: one that is the same at every position passes through."""
     known = values.get(given["value"])
     shape = [s or 0 for s in shape_of(node.meta["val"])]
-    if not isinstance(known, Known) or list(known.value.shape[:-2]) != shape[:-2]:
+    if not isinstance(known, Known):
         return None
     uniform = known.where().all(-2) & (known.value == known.value[..., :1, :]).all(-2)
     first = known.value[..., 0, :]
-    return _partial(
+    if given.get("enable_gqa"):
+        repeat = shape[-3] // known.value.shape[-3]
+        uniform, first = (t.repeat_interleave(repeat, -2) for t in (uniform, first))
+    if list(first.shape[:-1]) != shape[:-2]:
+        return None
+    result = _partial(
         first.unsqueeze(-2).expand(shape).clone(), uniform.unsqueeze(-2).expand(shape)
     )
+    return _zeros(result) if _random(given) else result
 
 
 def _pool(node: fx.Node, given: dict[str, Any], values: dict[fx.Node, Any]) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..inference.graph import Graph
-from ..inference.rule import bound_arguments
+from ..inference.rule import bound_arguments, op_name
 from ..ir.program import Program
 from ..ir.terms import Concat, Term, resolve, variables
 from .slicing import Kept, cut_tensor, term_indices, touches
@@ -157,7 +157,7 @@ def _fold(graph: Graph, dense: Program, fold: Fold, kept: Kept) -> None:
     terms = graph.inference.terms[original]
     vector = fold.vector.index_select(0, term_indices(terms[fold.axis], kept).to(fold.vector.device))
     given = bound_arguments(node)
-    bias, weight = given.get("bias"), given.get("weight")
+    bias, weight = _bias(node), given.get("weight")
     writer = _NodeWriter(dense, node, kept)
     if isinstance(bias, fx.Node) and bias.op == "get_attr" and _sole_use(dense.graph, bias):
         old = dense.tensors[str(bias.target)]
@@ -171,6 +171,15 @@ def _fold(graph: Graph, dense: Program, fold: Fold, kept: Kept) -> None:
             writer.set("bias", dense.graph.get_attr(name))
     else:
         _add_after(dense, node, fold, vector)
+
+
+def _bias(node: fx.Node) -> Any:
+    """The vector a contraction adds to every position of its result."""
+    given = bound_arguments(node)
+    if op_name(node.target) == "aten::addmm" and given.get("beta") == 1:
+        added = given["x"]
+        return added if added.meta["val"].dim() == 1 else None
+    return given.get("bias")
 
 
 def _own_weight(dense: Program, weight: Any) -> bool:
@@ -219,7 +228,7 @@ def folded_tensors(graph: Graph, dense: Program, folds: Sequence[Fold]) -> list[
     names = set(dense.tensors) - set(graph.program.tensors)
     nodes = {n.name: n for n in dense.graph.nodes}
     for fold in folds:
-        bias = bound_arguments(nodes[fold.node]).get("bias")
+        bias = _bias(nodes[fold.node])
         if isinstance(bias, fx.Node):
             names.add(str(bias.target))
     return sorted(names)

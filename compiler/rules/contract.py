@@ -86,6 +86,29 @@ def addmv(c: RuleContext, x: Any, mat: Any, vec: Any) -> Terms:
     return contract_matrices(c, mat, vec, bias=x)
 
 
+@op_rule("aten::tensordot", "aten::inner")
+def tensordot(c: RuleContext, x: Any, other: Any, dims_self: Any, dims_other: Any) -> Terms:
+    s, t = c.terms(x), c.terms(other)
+    pairs = [
+        (c.axis(i, len(s)), c.axis(j, len(t)))
+        for i, j in zip(dims_self or [-1], dims_other or [-1], strict=True)
+    ]
+    left, right = ({axis for axis in axes} for axes in zip(*pairs, strict=True))
+    out = [term for i, term in enumerate(s) if i not in left]
+    out += [term for j, term in enumerate(t) if j not in right]
+    live = [n for n in (x, other) if c.is_activation(n)]
+    weight = None if len(live) != 1 else (other if live[0] is x else x)
+    for k, (i, j) in enumerate(pairs):
+        c.unify(s[i], t[j])
+        rest = [s[later] for later, _ in pairs[k + 1 :]]
+        c.contract(s[i], [(x, i), (other, j)], [*out, *rest], weight, counted=k == 0)
+    if weight is other:
+        for j, term in enumerate(t):
+            if j not in right:
+                c.role(term, "hidden")
+    return out
+
+
 @op_rule("aten::outer", "aten::ger")
 def outer(c: RuleContext, x: Any, vec2: Any) -> Terms:
     return [*c.terms(x), *c.terms(vec2)]

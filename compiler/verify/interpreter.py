@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..ir.program import Program, output_values
+from ..ir.program import Program, memory_owners, output_values, written
 
 TensorHook = Callable[[str, Tensor], Tensor]
 NodeHook = Callable[[fx.Node, Any], Any]
@@ -39,12 +39,15 @@ class ProgramInterpreter(fx.Interpreter):
         self.dtype = dtype
         self.tensor_hook = tensor_hook
         self.node_hook = node_hook
+        self._written = _written_tensors(program.graph)
+        self._copies: dict[Any, Tensor] = {}
 
     def __call__(self, inputs: Sequence[Any]) -> list[Any]:
         """The flat outputs for flat inputs, without gradients, in full float precision."""
         inputs = [self._cast(x) for x in inputs]
         with torch.no_grad(), full_precision(), _default_dtype(self.dtype):
             # in-place ops may write to inputs and tensors: those stay the caller's
+            self._copies.clear()
             fresh = [x.clone() if isinstance(x, Tensor) else x for x in inputs]
             return output_values(self.run(*fresh, enable_io_processing=False))
 
@@ -57,10 +60,15 @@ class ProgramInterpreter(fx.Interpreter):
         tensor = self.program.tensors.get(str(target))
         if tensor is None:
             return self.program.bodies[str(target)]
+        if target in self._copies:
+            return self._copies[target]
         tensor = tensor.detach()
         if self.tensor_hook is not None:
             tensor = self.tensor_hook(str(target), tensor)
-        return self._cast(tensor)
+        tensor = self._cast(tensor)
+        if target in self._written:  # the model's own memory is never written to
+            tensor = self._copies[target] = tensor.clone()
+        return tensor
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
@@ -71,19 +79,19 @@ class ProgramInterpreter(fx.Interpreter):
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if self.dtype is not None:
             args, kwargs = fx.node.map_aggregate((args, kwargs), self._dtype_argument)
-        if mutates(target) and args and isinstance(args[0], Tensor) and self._owned(args[0]):
-            args = (args[0].clone(), *args[1:])
         return super().call_function(target, args, kwargs)
-
-    def _owned(self, x: Tensor) -> bool:
-        """Whether writing to x would write to the model's own memory."""
-        pointer = x.untyped_storage().data_ptr()
-        return any(pointer == t.untyped_storage().data_ptr() for t in self.program.tensors.values())
 
     def _dtype_argument(self, x: Any) -> Any:
         if isinstance(x, torch.dtype) and x.is_floating_point:
             return self.dtype
         return x
+
+
+def _written_tensors(graph: fx.Graph) -> set[Any]:
+    """The tensors that some op of the graph writes to, by name."""
+    owners = memory_owners(graph)
+    found = (owners[base] for n in graph.nodes if (base := written(n)) is not None)
+    return {n.target for n in found if n.op == "get_attr"}
 
 
 @contextlib.contextmanager

@@ -15,9 +15,10 @@ from torch import Tensor, fx
 
 from ..inference.graph import Graph
 from ..inference.rule import bound_arguments, op_name
+from ..ir.program import mutates
 from ..ir.terms import Term, fitted, variables
 from ..rewrite.slicing import Kept, term_indices, zero_tensor
-from .interpreter import ProgramInterpreter, mutates
+from .interpreter import ProgramInterpreter
 
 Keep = list[Tensor | None]
 Formula = Callable[[Tensor, Keep, dict[str, Any]], Any]

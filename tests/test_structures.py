@@ -1,0 +1,115 @@
+"""One test per structure: which dimensions are found, and that cutting them is exact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import nets_of_attention as nets_of_attention
+import nets_of_convolution as nets_of_convolution
+import nets_of_tokens as nets_of_tokens  # these three fill the table
+import pytest
+import torch
+import torch.utils._pytree as pytree
+from nets import STRUCTURES, captured, found, ids
+from torch import Tensor
+
+from prunec.compiler import Graph
+from prunec.compiler.compilation import Compilation
+from prunec.compiler.plan import Plan
+from prunec.compiler.rewrite.rewrite import rewrite
+from prunec.compiler.verify.interpreter import ProgramInterpreter, relative_error
+from prunec.compiler.verify.oracles import (
+    permutation,
+    restricted_statistics,
+    unsupported_statistics,
+    zero_mask,
+)
+from prunec.compiler.verify.prove import verification_inputs
+from prunec.compiler.verify.structure import check_structure
+
+Cut = dict[str, list[int]]
+
+
+def random_cut(graph: Graph, seed: int, share: float) -> Cut:
+    generator = torch.Generator().manual_seed(seed)
+    kept: Cut = {}
+    for d in graph.prunable.values():
+        count = max(d.minimum, int(d.size * share), 1)
+        kept[d.name] = sorted(torch.randperm(d.size, generator=generator)[:count].tolist())
+    return kept
+
+
+def cuts(graph: Graph) -> Iterator[Cut]:
+    """Half of every dimension, twice; then as little as may stay."""
+    yield random_cut(graph, seed=1, share=0.5)
+    yield random_cut(graph, seed=2, share=0.5)
+    yield random_cut(graph, seed=3, share=0.0)
+
+
+def only_exact(graph: Graph, cut: Cut) -> Cut:
+    return {name: kept for name, kept in cut.items() if graph.dimensions[name].exact}
+
+
+def masked_outputs(graph: Graph, plan: Plan) -> list[Any]:
+    """What the user's own model, called eagerly, gives with everything outside the slices zero."""
+    model, program = graph.source, graph.program
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    masked: dict[str, Tensor] = {}
+    for name, axes in plan.slices().items():
+        if name in own:
+            masked[name] = own[name].detach().clone()
+            for axis, kept in axes.items():
+                gone = torch.ones(masked[name].shape[axis], dtype=torch.bool)
+                gone[kept] = False
+                masked[name].index_fill_(axis, gone.nonzero().reshape(-1), 0)
+    args, kwargs = pytree.tree_map(
+        lambda x: x.clone() if isinstance(x, Tensor) else x, (program.args, program.kwargs)
+    )
+    with torch.no_grad():
+        outputs = torch.func.functional_call(model, masked, args, kwargs)
+    return pytree.tree_leaves(outputs)
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_half_of_every_dimension_is_cut_exactly(name: str) -> None:
+    graph = captured(name)
+    assert found(graph) == STRUCTURES[name].finds
+    assert graph.inference.failures == {}
+    inputs = verification_inputs(Compilation(graph))
+    for cut in cuts(graph):
+        plan = Plan(kept=cut, graph=graph)
+        kept = plan.planned()
+        dense = rewrite(graph, kept)
+        check_structure(graph, dense, kept)
+        assert unsupported_statistics(graph, kept) == []
+        assert restricted_statistics(graph, dense, kept, inputs).passed
+
+        plan = Plan(kept=only_exact(graph, cut), graph=graph)
+        dense = rewrite(graph, plan.planned())
+        assert zero_mask(graph, dense, plan.planned(), inputs).passed
+        outputs = ProgramInterpreter(dense)(dense.flat_inputs())
+        assert relative_error(pytree.tree_leaves(outputs), masked_outputs(graph, plan)) < 1e-4
+
+
+@pytest.mark.parametrize("name", [n for n, s in STRUCTURES.items() if s.finds])
+def test_permuting_every_dimension_changes_nothing_and_a_wrong_one_shows(name: str) -> None:
+    graph = captured(name)
+    check = permutation(graph, verification_inputs(Compilation(graph))[:1])
+    assert check.passed
+    assert check.sensitivity is not None
+    assert check.sensitivity > 1e-2
+
+
+@pytest.mark.parametrize("length", [5, 9])
+def test_a_cut_holds_at_another_number_of_tokens(length: int) -> None:
+    graph = captured("prompt_tokens")
+    call = graph.program.flat_inputs((ids(2, length, below=11),), {})
+    cut = random_cut(graph, seed=4, share=0.5)
+    kept = Plan(kept=cut, graph=graph).planned()
+    assert restricted_statistics(graph, rewrite(graph, kept), kept, [call]).passed
+
+
+def test_a_batch_that_a_view_spells_out_is_static() -> None:
+    assert not captured("literal_view_sizes").program.dynamic
+    assert captured("qkv_chunked").program.dynamic
