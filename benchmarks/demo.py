@@ -15,8 +15,9 @@ import corpus
 import digits
 import minilm
 import torch
-from prunec import compiler, passes
 from rich.console import Console
+
+from prunec import compiler, passes
 
 STEPS = 70  # of 32 paragraphs: about a minute and a half on two cores
 HELD_OUT = 400
@@ -69,9 +70,7 @@ def compress_cnn(out: Path, console: Console) -> compiler.Result:
         ),
     )
     result = pipeline.run(graph, [images[:64]])
-    result.report.quality["test accuracy"] = (
-        digits.accuracy(model), digits.accuracy(result.model)
-    )
+    result.report.quality["test accuracy"] = (digits.accuracy(model), digits.accuracy(result.model))
     finish(result, out, console)
     return result
 

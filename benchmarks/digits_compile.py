@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import digits
-from prunec import compiler, passes
 from record import record
 from rich.console import Console
 from rich.table import Table
+
+from prunec import compiler, passes
 
 
 def one(seed: int, ratio: float) -> dict[str, Any]:

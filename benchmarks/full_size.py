@@ -13,12 +13,13 @@ import time
 from typing import Any
 
 import torch
-from prunec import compiler, passes
 from record import record
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 from transformers import BertConfig, BertModel, ResNetConfig, ResNetForImageClassification
+
+from prunec import compiler, passes
 
 
 def bert() -> tuple[nn.Module, dict[str, torch.Tensor]]:
@@ -79,11 +80,11 @@ def torch_pruning(name: str, model: nn.Module, inputs: dict[str, torch.Tensor]) 
     before = sum(p.numel() for p in model.parameters())
     options: dict[str, Any] = {}
     if name == "bert-base":
-        heads = {
-            m: 12 for n, m in model.named_modules() if n.endswith(("query", "key", "value"))
-        }
+        heads = {m: 12 for n, m in model.named_modules() if n.endswith(("query", "key", "value"))}
         options = {
-            "num_heads": heads, "prune_num_heads": True, "head_pruning_ratio": 0.5,
+            "num_heads": heads,
+            "prune_num_heads": True,
+            "head_pruning_ratio": 0.5,
             "ignored_layers": [model.pooler],
             "output_transform": lambda out: out.pooler_output.sum(),
         }

@@ -11,18 +11,24 @@ import tempfile
 from pathlib import Path
 
 import torch
-from prunec import compiler, passes
 from record import record
 from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from prunec import compiler, passes
 
 
 def main() -> None:
     """Cut, generate, save, load, generate again; print what was compared."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=512, intermediate_size=1408, num_hidden_layers=6, num_attention_heads=16,
-        num_key_value_heads=4, vocab_size=8000, max_position_embeddings=512,
+        hidden_size=512,
+        intermediate_size=1408,
+        num_hidden_layers=6,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        vocab_size=8000,
+        max_position_embeddings=512,
     )
     model = LlamaForCausalLM(config).eval()
     ids = torch.randint(0, 8000, (2, 24))

@@ -16,10 +16,11 @@ from typing import Any
 import corpus
 import minilm
 import torch
-from prunec import compiler, passes
 from record import record
 from rich.console import Console
 from rich.table import Table
+
+from prunec import compiler, passes
 
 HELD_OUT = 400
 LENGTH = 128
@@ -54,13 +55,22 @@ def by_ratio(model: torch.nn.Module, example: Any, calibration: list[Any], last:
 
 
 def by_speed(
-    model: torch.nn.Module, example: Any, calibration: list[Any], train: Any, steps: int,
+    model: torch.nn.Module,
+    example: Any,
+    calibration: list[Any],
+    train: Any,
+    steps: int,
     speedup: float,
 ) -> Any:
     """`compile` to a measured speed-up in onnxruntime at batch 32."""
     target = compiler.Target(speedup=speedup, runtime="onnxruntime", batch=32)
     return compiler.compile(
-        model, kwargs=example, target=target, calibration=calibration, train=train, measure=False,
+        model,
+        kwargs=example,
+        target=target,
+        calibration=calibration,
+        train=train,
+        measure=False,
         options={
             "allocate-widths": {"round_to": 8},
             "distill": {"steps": steps, "learning_rate": 5e-4},

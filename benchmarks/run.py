@@ -1,6 +1,6 @@
 """Run the benchmarks one after the other, each in a process of its own.
 
-    python benchmarks/run.py [NAME ...]
+python benchmarks/run.py [NAME ...]
 """
 
 from __future__ import annotations

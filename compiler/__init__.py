@@ -1,20 +1,20 @@
 """prunec.compiler: capture a model as a graph, prune it by passes, get a smaller dense model.
 
-    from prunec import compiler, passes
-    result = compiler.compile(model, (x,), target=compiler.Target(speedup=2.0))
+from prunec import compiler, passes
+result = compiler.compile(model, (x,), target=compiler.Target(speedup=2.0))
 """
 
+from .artifact.load import load
 from .capture.capture import capture
 from .driver import compile
-from .artifact.load import load
 from .errors import PrunecError
 from .inference.dimensions import Dimension
 from .inference.graph import Graph
 from .inference.rule import RuleContext, op_rule
 from .passmanager import Pass, PassManager, PassResult
+from .plan import Plan
 from .report import Report
 from .result import Result
-from .plan import Plan
 from .target import Target
 
 __all__ = [

@@ -10,22 +10,29 @@ import torch
 import typer
 from rich.console import Console
 
+from .artifact.load import load
+from .capture.capture import capture
 from .commands.bench import bench_command
 from .commands.compile import CompileOptions, compile_command
 from .commands.verify import verify_command
-from .artifact.load import load
 from .errors import PrunecError
-from .capture.capture import capture
-from .sources import resolve_model
+from .sources.model import resolve_model
 
 app = typer.Typer(
     help="Smaller dense PyTorch and ONNX models: proven equal to their masked original, measured.",
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
 )
 console = Console()
 
-Model = Annotated[str, typer.Argument(help="directory, hub id, module:factory, timm:NAME, "
-                                           "torchvision:NAME, .pt2 or artifact", metavar="MODEL")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="directory, hub id, module:factory, timm:NAME, torchvision:NAME, .pt2 or artifact",
+        metavar="MODEL",
+    ),
+]
 Inputs = Annotated[list[str] | None, typer.Option("--input", help="3x224x224 or ids:2x128")]
 Outputs = Annotated[list[str] | None, typer.Option("--output", help="an output that matters")]
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
@@ -43,42 +50,69 @@ state: dict[str, bool] = {"debug": False}
 @app.command("compile")
 def compile_(
     model: Model,
-    target: Annotated[str, typer.Option(help="speedup=2, params=0.5, macs=0.5, width=0.5, "
-                                             "bytes=0.5 or latency_ms=3")],
-    data: Annotated[str | None, typer.Option(help="text, jsonl or csv file, datasets id, or "
-                                                  "module:factory; to recover and prove on")] = None,
+    target: Annotated[
+        str,
+        typer.Option(help="speedup=2, params=0.5, macs=0.5, width=0.5, bytes=0.5 or latency_ms=3"),
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="text, jsonl or csv file, datasets id, or module:factory; to recover and prove on"
+        ),
+    ] = None,
     out: Annotated[pathlib.Path, typer.Option(help="artifact directory")] = pathlib.Path(
         "prunec-out"
     ),
     recipe: Annotated[pathlib.Path | None, typer.Option(help="TOML list of passes")] = None,
     emit: Annotated[str, typer.Option(help="torch, onnx or both")] = "torch",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1")] = None,
-    runtime: Annotated[str, typer.Option(help="torch, compile or onnxruntime, for a speed "
-                                              "target")] = "torch",
+    runtime: Annotated[
+        str, typer.Option(help="torch, compile or onnxruntime, for a speed target")
+    ] = "torch",
     batch: Annotated[int | None, typer.Option(help="batch a speed target is for")] = None,
     inputs: Inputs = None,
     outputs: Outputs = None,
     exclude: Annotated[list[str] | None, typer.Option(help="dimensions left alone")] = None,
     round_to: Annotated[int, typer.Option(help="keep widths that are multiples of it")] = 1,
-    steps: Annotated[int | None, typer.Option(help="recovery steps on DATA; 0: no training")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="recovery steps on DATA; 0: no training")
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="of the recovery")] = None,
     batch_size: Annotated[int, typer.Option(help="samples a batch of DATA")] = 32,
     max_samples: Annotated[int | None, typer.Option(help="of DATA")] = None,
-    evaluate: Annotated[str | None, typer.Option(help="module:function on a model, higher is "
-                                                      "better")] = None,
-    floor: Annotated[float, typer.Option(help="share of the original's value below which nothing "
-                                              "is written")] = 0.97,
+    evaluate: Annotated[
+        str | None, typer.Option(help="module:function on a model, higher is better")
+    ] = None,
+    floor: Annotated[
+        float, typer.Option(help="share of the original's value below which nothing is written")
+    ] = 0.97,
     dry_run: Annotated[bool, typer.Option(help="plan and count, write nothing")] = False,
     no_measure: Annotated[bool, typer.Option(help="skip the timings")] = False,
 ) -> None:
     """Compress MODEL to a target and write the artifact."""
     compile_command(
         CompileOptions(
-            model=model, target=target, data=data, out=out, recipe=recipe, emit=emit,
-            device=device, runtime=runtime, batch=batch, inputs=inputs, outputs=outputs,
-            exclude=exclude, round_to=round_to, steps=steps, learning_rate=learning_rate,
-            batch_size=batch_size, max_samples=max_samples, evaluate=evaluate, floor=floor,
-            dry_run=dry_run, measure=not no_measure,
+            model=model,
+            target=target,
+            data=data,
+            out=out,
+            recipe=recipe,
+            emit=emit,
+            device=device,
+            runtime=runtime,
+            batch=batch,
+            inputs=inputs,
+            outputs=outputs,
+            exclude=exclude,
+            round_to=round_to,
+            steps=steps,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            max_samples=max_samples,
+            evaluate=evaluate,
+            floor=floor,
+            dry_run=dry_run,
+            measure=not no_measure,
         ),
         console,
     )
@@ -108,7 +142,9 @@ def bench(
 @app.command()
 def verify(
     directory: Annotated[pathlib.Path, typer.Argument(metavar="DIR", help="an artifact")],
-    original: Annotated[str | None, typer.Option(help="MODEL it was made from: re-proves all")] = None,
+    original: Annotated[
+        str | None, typer.Option(help="MODEL it was made from: re-proves all")
+    ] = None,
     inputs: Inputs = None,
 ) -> None:
     """Check an artifact: checksums, structure, ONNX parity; with --original, the whole proof."""

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from .emit.build import Dense
 from .inference.graph import Graph
-from .rewrite.dead import DeadEntries
 from .plan import Plan
+from .rewrite.dead import DeadEntries
 from .rewrite.slicing import zero_tensor
 
 if TYPE_CHECKING:

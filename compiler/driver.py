@@ -101,7 +101,9 @@ def _measure(result: Result, target: Target) -> None:
 
 
 def _judge(
-    result: Result, evaluate: Callable[[nn.Module], float] | None, before: float | None,
+    result: Result,
+    evaluate: Callable[[nn.Module], float] | None,
+    before: float | None,
     floor: float,
 ) -> None:
     if evaluate is None or before is None:

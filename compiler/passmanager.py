@@ -76,9 +76,7 @@ class PassManager:
         self.callback = callback
         check_order(self.passes)
 
-    def run(
-        self, graph: Graph, calibration: Sequence[Any] | None = None
-    ) -> Result:
+    def run(self, graph: Graph, calibration: Sequence[Any] | None = None) -> Result:
         """Run the passes, verifying after each.
 
         `calibration`: unlabelled batches (tensor, tuple of arguments, or dict of them) on which
@@ -116,7 +114,9 @@ def check_order(passes: Sequence[Pass]) -> None:
     facts: dict[str, str] = {}
     for step in passes:
         if not isinstance(step, Pass):
-            raise PassOrderError(f"{step!r} is not a pass; pass instances of prunec.passes classes.")
+            raise PassOrderError(
+                f"{step!r} is not a pass; pass instances of prunec.passes classes."
+            )
         for need in step.needs:
             if need not in facts:
                 raise PassOrderError(

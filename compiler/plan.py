@@ -52,7 +52,9 @@ class Plan:
         dimension = self._dimension(name)
         gone = {int(i) for i in entries}
         if any(i < 0 or i >= dimension.size for i in gone):
-            raise PlanError(f"'{name}' has {dimension.size} entries; {sorted(gone)} is out of range.")
+            raise PlanError(
+                f"'{name}' has {dimension.size} entries; {sorted(gone)} is out of range."
+            )
         before = self.kept.get(name, list(range(dimension.size)))
         after = [i for i in before if i not in gone]
         if len(after) < dimension.minimum:

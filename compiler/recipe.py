@@ -23,7 +23,9 @@ def pass_class(name: str) -> type[Pass]:
     """
     found = {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
     if name not in found:
-        raise PlanError(f"there is no pass '{name}'; installed ones are {', '.join(sorted(found))}.")
+        raise PlanError(
+            f"there is no pass '{name}'; installed ones are {', '.join(sorted(found))}."
+        )
     loaded = found[name].load()
     if not (isinstance(loaded, type) and issubclass(loaded, Pass)):
         raise PlanError(f"entry point '{name}' is not a Pass subclass; fix the package it is from.")
@@ -44,12 +46,13 @@ def read_recipe(path: str | pathlib.Path | None) -> list[dict[str, Any]]:
     except tomllib.TOMLDecodeError as error:
         raise PlanError(f"recipe {path} is not TOML: {error}.") from error
     if not entries or any("use" not in entry for entry in entries):
-        raise PlanError(f"recipe {path} needs [[pass]] entries, each with use = \"pass-name\".")
+        raise PlanError(f'recipe {path} needs [[pass]] entries, each with use = "pass-name".')
     return entries
 
 
 def build_pipeline(
-    entries: list[dict[str, Any]], supplies: Mapping[str, Any],
+    entries: list[dict[str, Any]],
+    supplies: Mapping[str, Any],
     options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[list[Pass], list[str]]:
     """Instances of a recipe's passes, and notes on those left out.
@@ -80,8 +83,10 @@ def build_pipeline(
             if name in fields and name not in own and value is not None:
                 own[name] = value
         missing = [
-            f.name for f in fields.values()
-            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+            f.name
+            for f in fields.values()
+            if f.default is dataclasses.MISSING
+            and f.default_factory is dataclasses.MISSING
             and f.name not in own
         ]
         if missing:

@@ -11,9 +11,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from .emit.onnx_export import OnnxReport
 from .measure.cost import Cost
 from .measure.timing import Comparison
+from .onnx_files.export import OnnxReport
 from .verify.oracles import Check
 
 
@@ -95,8 +95,13 @@ class Report:
             table.add_column(column, justify="right" if column != "runtime" else "left")
         for c in self.latency:
             table.add_row(
-                c.runtime, str(c.batch or "-"), _spread(c.before), _spread(c.after),
-                f"{c.ratio:.2f}x", f"{c.ratio_low:.2f}-{c.ratio_high:.2f}", f"{c.control:.2f}",
+                c.runtime,
+                str(c.batch or "-"),
+                _spread(c.before),
+                _spread(c.after),
+                f"{c.ratio:.2f}x",
+                f"{c.ratio_low:.2f}-{c.ratio_high:.2f}",
+                f"{c.control:.2f}",
             )
         if self.latency:
             c = self.latency[0]
@@ -119,7 +124,9 @@ class Report:
             table.add_row(check.name, error, check.dtype, note)
         if self.onnx is not None:
             table.add_row(
-                "ONNX == module", f"{self.onnx.max_rel_error:.1e}", "onnxruntime",
+                "ONNX == module",
+                f"{self.onnx.max_rel_error:.1e}",
+                "onnxruntime",
                 f"largest difference {self.onnx.max_abs_error:.1e}, opset {self.onnx.opset}",
             )
         return table

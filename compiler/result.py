@@ -10,16 +10,16 @@ from typing import Any
 
 from torch import nn
 
+from .artifact.save import save_artifact, weight_bytes
 from .capture.batch import batch_size
 from .compilation import Compilation
-from .artifact.save import save_artifact, weight_bytes
-from .emit.onnx_export import OnnxReport, export_onnx
 from .errors import ExportError, PlanError
 from .measure.cost import cost
 from .measure.model_timing import compare_modules
 from .measure.timing import Comparison
-from .report import DimensionReport, PassReport, Report
+from .onnx_files.export import OnnxReport, export_onnx
 from .plan import Plan
+from .report import DimensionReport, PassReport, Report
 from .rewrite.rewrite import rewrite
 from .verify.backends import check_backends
 from .verify.oracles import Check
@@ -93,8 +93,14 @@ class Result:
         """Time original against result, interleaved; the comparison also goes to the report."""
         args, kwargs = self.example()
         comparison = compare_modules(
-            self.source, self.model, args, kwargs, runtime=runtime,
-            device=str(self._state.graph.program.device()), batch=batch, **options,
+            self.source,
+            self.model,
+            args,
+            kwargs,
+            runtime=runtime,
+            device=str(self._state.graph.program.device()),
+            batch=batch,
+            **options,
         )
         self.report.latency.append(comparison)
         return comparison
@@ -182,7 +188,9 @@ def _report(state: Compilation, passes: list[PassReport]) -> Report:
             why = "planned" if d.name in state.plan.kept else "already dead"
             rows.append(DimensionReport(d.name, d.kind, d.size, after, "pruned", why))
         else:
-            why = stayed.get(d.name, "not chosen" if d.exact else f"norm-coupled: {d.statistics[0]}")
+            why = stayed.get(
+                d.name, "not chosen" if d.exact else f"norm-coupled: {d.statistics[0]}"
+            )
             rows.append(DimensionReport(d.name, d.kind, d.size, d.size, "kept", why))
     notes = [*graph.program.notes, *state.notes]
     notes += [f"{name}: {text}" for name, text in stayed.items()]
@@ -194,6 +202,12 @@ def _report(state: Compilation, passes: list[PassReport]) -> Report:
             notes.append(f"the module back end does not hold: {state.dense.module_reason}")
     after = cost(graph, sizes)
     return Report(
-        model=type(graph.source).__name__, emitted=emitted, before=cost(graph), after=after,
-        dimensions=rows, passes=passes, checks=list(state.checks), notes=notes,
+        model=type(graph.source).__name__,
+        emitted=emitted,
+        before=cost(graph),
+        after=after,
+        dimensions=rows,
+        passes=passes,
+        checks=list(state.checks),
+        notes=notes,
     )

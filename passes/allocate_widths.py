@@ -173,8 +173,13 @@ class AllocateWidths(Pass):
         dense, _ = emit(graph, rewrite(graph, kept), kept)
         program = graph.program
         comparison = compare_modules(
-            graph.source, dense.model, program.args, program.kwargs, runtime=self.target.runtime,
-            device=str(program.device()), batch=self.target.batch,
+            graph.source,
+            dense.model,
+            program.args,
+            program.kwargs,
+            runtime=self.target.runtime,
+            device=str(program.device()),
+            batch=self.target.batch,
         )
         self._original_ms = comparison.before.median_ms
         return comparison.ratio

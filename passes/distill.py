@@ -17,10 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..compiler.capture.batches import Device, named_arguments, split_batch, to_device
 from ..compiler.passmanager import Pass, PassResult
-from .distill_losses import DistillError, EmbeddingLoss
-from .distill_objective import Kind, Objective
-from .distill_outputs import Which
-from .distill_state import (
+from .distillation.borrowed import (
     LastGood,
     device_of,
     in_mode,
@@ -29,7 +26,10 @@ from .distill_state import (
     seeded,
     teacher_on,
 )
-from .distill_steps import batches, refuse_unbatched, total_steps, warmup_cosine
+from .distillation.losses import DistillError, EmbeddingLoss
+from .distillation.objective import Kind, Objective
+from .distillation.outputs import Which
+from .distillation.steps import batches, refuse_unbatched, total_steps, warmup_cosine
 
 if TYPE_CHECKING:
     from ..compiler.compilation import Compilation

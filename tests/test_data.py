@@ -16,9 +16,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from torch import nn
 
-from prunec.compiler.data import load_data
 from prunec.compiler.errors import SourceError
-from prunec.compiler.sources import Source
+from prunec.compiler.sources.data import load_data
+from prunec.compiler.sources.model import Source
 
 WORDS = "<pad> <unk> <end> a b c d e f g".split()  # noqa: SIM905
 TEXTS = ["a b c", "a", "d e f g", "b"]

@@ -15,8 +15,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader, TensorDataset
 
 from prunec.passes.distill import Distill
-from prunec.passes.distill_losses import DistillError, embedding_loss
-from prunec.passes.distill_steps import warmup_cosine
+from prunec.passes.distillation.losses import DistillError, embedding_loss
+from prunec.passes.distillation.steps import warmup_cosine
 
 torch.manual_seed(0)
 X = torch.randn(32, 6)
@@ -189,7 +189,7 @@ def test_on_a_device_and_back() -> None:
 
 def test_another_device_is_given_back_in_the_same_memory(monkeypatch) -> None:
     # Without an accelerator, a second CPU device: the model moves by copying, as to any other.
-    monkeypatch.setattr("prunec.passes.distill_state._is_on", lambda here, device: False)
+    monkeypatch.setattr("prunec.passes.distillation.borrowed._is_on", lambda here, device: False)
     monkeypatch.setattr(nn.Module, "to", lambda self, device: self._apply(torch.clone))
     teacher, student = mlp(16), mlp(8)
     twin = mlp(8)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from prunec.passes.distill_losses import (
+from prunec.passes.distillation.losses import (
     DistillError,
     distillation_loss,
     embedding_loss,

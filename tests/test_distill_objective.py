@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prunec.passes.distill_losses import DistillError, distillation_loss
-from prunec.passes.distill_objective import Objective
-from prunec.passes.distill_outputs import classes_last, matched_outputs, position_mask
+from prunec.passes.distillation.losses import DistillError, distillation_loss
+from prunec.passes.distillation.objective import Objective
+from prunec.passes.distillation.outputs import classes_last, matched_outputs, position_mask
 
 torch.manual_seed(0)
 S, T = torch.randn(2, 8, 4)

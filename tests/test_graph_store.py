@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
-from prunec.compiler.emit.graph_store import load_program, store_program
-from prunec.compiler.emit.tensor_store import load_tensors, save_tensors
+from prunec.compiler.artifact.graph_store import load_program, store_program
+from prunec.compiler.artifact.tensor_store import load_tensors, save_tensors
 from prunec.compiler.errors import ArtifactError
 
 BATCH = Dim("batch", min=1, max=64)

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from prunec.compiler.emit import onnx_export as onnx_export_module
-from prunec.compiler.emit.onnx_export import export_onnx
-from prunec.compiler.emit.onnx_parity import prove_parity
-from prunec.compiler.emit.onnx_session import OnnxSession
 from prunec.compiler.errors import ExportError
+from prunec.compiler.onnx_files.export import export_onnx
+from prunec.compiler.onnx_files.parity import prove_parity
+from prunec.compiler.onnx_files.session import OnnxSession
 
 
 class Nested(nn.Module):

@@ -14,8 +14,8 @@ import transformers
 from torch import nn
 
 from prunec.compiler.errors import SourceError
-from prunec.compiler.example_inputs import example_inputs
-from prunec.compiler.sources import Source, resolve_model
+from prunec.compiler.sources.example_inputs import example_inputs
+from prunec.compiler.sources.model import Source, resolve_model
 
 TINY: dict[str, Any] = {
     "hidden_size": 32,

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from prunec.compiler.capture.batch import batch_size, resize_batch
 from prunec.compiler.errors import MeasureError
 from prunec.compiler.measure import timing
-from prunec.compiler.capture.batch import batch_size, resize_batch
 from prunec.compiler.measure.environment import describe
 from prunec.compiler.measure.model_timing import compare_modules
 from prunec.compiler.measure.timing import compare
@@ -142,7 +142,7 @@ def test_compile_times_compiled_models(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_onnxruntime_times_both_exports_with_the_same_threads(tmp_path) -> None:
-    from prunec.compiler.emit.onnx_export import export_onnx
+    from prunec.compiler.onnx_files.export import export_onnx
 
     before, after = (nn.Sequential(nn.Linear(6, width), nn.ReLU()) for width in (512, 4))
     x = (torch.randn(2, 6),)

@@ -9,18 +9,18 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from ..capture.capture import capture
 from ..capture.batch import resize_batch
+from ..capture.capture import capture
 from ..capture.examples import fresh_inputs
-from ..emit.graph_store import load_program
-from ..emit.onnx_parity import prove_parity
 from ..errors import ArtifactError, PlanError
+from ..onnx_files.parity import prove_parity
 from ..plan import Plan
 from ..rewrite.dead import find_dead
 from ..rewrite.rewrite import rewrite
 from ..verify.interpreter import full_precision, relative_error
 from ..verify.oracles import Check
 from ..verify.prove import prove
+from .graph_store import load_program
 from .load import load, load_graph
 from .save import read_manifest
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ..capture.capture import program_of
-from ..emit.graph_store import CONSTANTS, WEIGHTS, load_program
 from ..emit.leaf_modules import LeafSpec, emit_graph_module
 from ..emit.replay import replay, tensors_by_name
-from ..emit.tensor_store import load_tensors
 from ..errors import ArtifactError
 from ..plan import Plan
+from .graph_store import CONSTANTS, WEIGHTS, load_program
 from .save import read_manifest
+from .tensor_store import load_tensors
 
 
 def load(
@@ -61,7 +61,9 @@ def _transformers_model(name: str, place: pathlib.Path) -> nn.Module | None:
     cls = getattr(importlib.import_module(module), attribute, None)
     config_class = getattr(cls, "config_class", None)
     if not isinstance(cls, type) or not issubclass(cls, nn.Module) or config_class is None:
-        raise ArtifactError(f"transformers has no model class {name}; install the version it needs.")
+        raise ArtifactError(
+            f"transformers has no model class {name}; install the version it needs."
+        )
     config = config_class.from_dict(json.loads((place / "config.json").read_text()))
     model = cls(config)
     if (place / "generation_config.json").exists() and hasattr(model, "generation_config"):

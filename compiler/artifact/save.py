@@ -1,10 +1,10 @@
 """The artifact: a directory of safetensors and JSON that holds the compressed model whole.
 
-    prunec.json               format version, class, back end, checksums of the other files
-    plan.json  report.json    what was removed; what was measured
-    graph.json  *.safetensors the graph in torch.export's schema, its tensors by the model's names
-    rest.safetensors          tensors of the model that the graph does not use, cut buffers included
-    config.json ...           a transformers model's configuration (original sizes), tokenizer
+prunec.json               format version, class, back end, checksums of the other files
+plan.json  report.json    what was removed; what was measured
+graph.json  *.safetensors the graph in torch.export's schema, its tensors by the model's names
+rest.safetensors          tensors of the model that the graph does not use, cut buffers included
+config.json ...           a transformers model's configuration (original sizes), tokenizer
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from ..capture.export import export
 from ..errors import ArtifactError
-from ..emit.graph_store import store_program
-from ..emit.tensor_store import save_tensors
+from .graph_store import store_program
+from .tensor_store import save_tensors
 
 if TYPE_CHECKING:
     from ..compilation import Compilation
@@ -114,7 +114,8 @@ def _write_manifest(state: Compilation, place: pathlib.Path) -> None:
         "versions": {"torch": torch.__version__},
         "checksums": {
             path.relative_to(place).as_posix(): checksum(path)
-            for path in sorted(place.rglob("*")) if path.is_file()
+            for path in sorted(place.rglob("*"))
+            if path.is_file()
         },
     }
     (place / MANIFEST).write_text(json.dumps(manifest, indent=1))
@@ -141,7 +142,8 @@ def _rest(module: nn.Module | None, stored: dict[str, Tensor]) -> dict[str, Tens
     known = {id(t) for t in stored.values()}
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     return {
-        name: t.detach().contiguous() for name, t in tensors.items()
+        name: t.detach().contiguous()
+        for name, t in tensors.items()
         if id(t) not in known and name not in stored
     }
 

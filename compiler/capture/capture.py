@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
@@ -75,14 +74,14 @@ def program_of(
     info = graph._codegen.pytree_info  # type: ignore[attr-defined]
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     dynamic = any(
-        is_symbolic(s)
-        for n in placeholders
-        for s in getattr(n.meta.get("val"), "shape", ())
+        is_symbolic(s) for n in placeholders for s in getattr(n.meta.get("val"), "shape", ())
     )
     bare = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
     result = bare.graph_copy(graph, mapping)
-    bare.output(tuple(pytree.tree_leaves(result)) if isinstance(result, (tuple, list)) else (result,))
+    bare.output(
+        tuple(pytree.tree_leaves(result)) if isinstance(result, (tuple, list)) else (result,)
+    )
     return Program(
         graph=bare,
         tensors=tensors,
@@ -144,8 +143,11 @@ def identity(tensor: Tensor) -> tuple[Any, ...]:
     if tensor.device.type == "meta" or tensor.numel() == 0:
         return (id(tensor),)
     return (
-        tensor.untyped_storage().data_ptr(), tensor.storage_offset(),
-        tuple(tensor.shape), tensor.stride(), tensor.dtype,
+        tensor.untyped_storage().data_ptr(),
+        tensor.storage_offset(),
+        tuple(tensor.shape),
+        tensor.stride(),
+        tensor.dtype,
     )
 
 

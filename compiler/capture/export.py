@@ -18,17 +18,25 @@ from torch import Tensor, nn
 from ..errors import CaptureError
 
 REMEDIES = (
-    (r"data-dependent|GuardOnDataDependent|Could not guard|unbacked",
-     "its Python control flow depends on tensor values; move that branch out of forward, or "
-     "replace it with torch.where / torch.cond"),
-    (r"DynamicCache|unsupported.*Cache|past_key_values",
-     "it returns or takes a key-value cache; pass use_cache=False in kwargs"),
+    (
+        r"data-dependent|GuardOnDataDependent|Could not guard|unbacked",
+        "its Python control flow depends on tensor values; move that branch out of forward, or "
+        "replace it with torch.where / torch.cond",
+    ),
+    (
+        r"DynamicCache|unsupported.*Cache|past_key_values",
+        "it returns or takes a key-value cache; pass use_cache=False in kwargs",
+    ),
     (r"numpy", "it converts tensors to numpy; use torch operations instead"),
-    (r"missing \d+ required positional|unexpected keyword|required positional",
-     "the example inputs do not fit its forward; pass the arguments it needs"),
-    (r"pytree|unflatten|unsupported.*type|dataclass",
-     "it takes or returns a type torch.export does not know; register it with "
-     "torch.export.register_dataclass"),
+    (
+        r"missing \d+ required positional|unexpected keyword|required positional",
+        "the example inputs do not fit its forward; pass the arguments it needs",
+    ),
+    (
+        r"pytree|unflatten|unsupported.*type|dataclass",
+        "it takes or returns a type torch.export does not know; register it with "
+        "torch.export.register_dataclass",
+    ),
 )
 
 

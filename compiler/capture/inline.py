@@ -9,8 +9,11 @@ import torch
 from torch import fx
 
 ASSERTS = {
-    "aten::_assert_tensor_metadata", "aten::_assert_scalar", "aten::_assert_async",
-    "aten::sym_constrain_range", "aten::sym_constrain_range_for_size",
+    "aten::_assert_tensor_metadata",
+    "aten::_assert_scalar",
+    "aten::_assert_async",
+    "aten::sym_constrain_range",
+    "aten::sym_constrain_range_for_size",
 }
 
 
@@ -104,9 +107,7 @@ def _replace(graph: fx.Graph, call: fx.Node, result: Any) -> None:
                 graph.erase_node(user)
             else:
                 fx.node.map_arg(user.args, lambda n: n)
-                user.args = fx.map_arg(
-                    user.args, lambda n: tuple(result) if n is call else n
-                )
+                user.args = fx.map_arg(user.args, lambda n: tuple(result) if n is call else n)
     else:
         call.replace_all_uses_with(result)
     graph.erase_node(call)

@@ -12,12 +12,17 @@ from ..errors import MeasureError
 from ..measure.model_timing import compare_modules
 from ..measure.onnx_timing import compare_onnx_files
 from ..measure.timing import Comparison
-from ..sources import resolve_model
+from ..sources.model import resolve_model
 
 
 def bench_command(
-    before: str, after: str, runtime: str, device: str, batches: Sequence[int],
-    inputs: list[str] | None, console: Console,
+    before: str,
+    after: str,
+    runtime: str,
+    device: str,
+    batches: Sequence[int],
+    inputs: list[str] | None,
+    console: Console,
 ) -> None:
     """Time two models, artifacts or ONNX files at some batch sizes and print the table."""
     files = [name.endswith(".onnx") for name in (before, after)]
@@ -33,8 +38,13 @@ def bench_command(
         b = resolve_model(after, input_spec=inputs, load_artifact=load)
         found = [
             compare_modules(
-                a.model.to(device).eval(), b.model.to(device).eval(), a.args, a.kwargs,
-                runtime=runtime, device=device, batch=batch,
+                a.model.to(device).eval(),
+                b.model.to(device).eval(),
+                a.args,
+                a.kwargs,
+                runtime=runtime,
+                device=device,
+                batch=batch,
             )
             for batch in batches
         ]
@@ -49,8 +59,13 @@ def comparison_table(before: str, after: str, rows: Sequence[Comparison]) -> Tab
         table.add_column(column, justify="right" if column != "runtime" else "left")
     for c in rows:
         table.add_row(
-            c.runtime, str(c.batch), f"{c.before.median_ms:.2f}", f"{c.after.median_ms:.2f}",
-            f"{c.ratio:.2f}x", f"{c.ratio_low:.2f}-{c.ratio_high:.2f}", f"{c.control:.2f}",
+            c.runtime,
+            str(c.batch),
+            f"{c.before.median_ms:.2f}",
+            f"{c.after.median_ms:.2f}",
+            f"{c.ratio:.2f}x",
+            f"{c.ratio_low:.2f}-{c.ratio_high:.2f}",
+            f"{c.control:.2f}",
         )
     table.caption = f"{first.device}, {first.dtype}, {first.threads} threads"
     table.caption_justify = "left"

@@ -10,14 +10,14 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
-from ..capture.capture import capture
-from ..data import load_data
-from ..driver import compile
 from ..artifact.load import load
+from ..capture.capture import capture
+from ..driver import compile
 from ..errors import PlanError, SourceError
 from ..passmanager import Pass, PassManager, PassResult
 from ..recipe import build_pipeline, read_recipe
-from ..sources import Source, import_factory, resolve_model
+from ..sources.data import load_data
+from ..sources.model import Source, import_factory, resolve_model
 from ..target import Target
 
 CALIBRATION_BATCHES = 4  # of DATA, for the proof; recovery reads all
@@ -63,10 +63,19 @@ def compile_command(options: CompileOptions, console: Console) -> None:
     data = _data(options, source)
     train = data if options.steps != 0 else None
     result = compile(
-        source.model, source.args, kwargs=source.kwargs, target=target, outputs=options.outputs,
-        calibration=_unlabelled(data), train=train, evaluate=_evaluate(options.evaluate),
-        floor=options.floor, device=options.device, recipe=options.recipe,
-        options=_pass_options(options), measure=options.measure,
+        source.model,
+        source.args,
+        kwargs=source.kwargs,
+        target=target,
+        outputs=options.outputs,
+        calibration=_unlabelled(data),
+        train=train,
+        evaluate=_evaluate(options.evaluate),
+        floor=options.floor,
+        device=options.device,
+        recipe=options.recipe,
+        options=_pass_options(options),
+        measure=options.measure,
         callback=lambda step, outcome, seconds: _progress(console, step, outcome, seconds),
     )
     runtimes = ("onnxruntime",) if "onnx" in emitted and options.measure else ()
@@ -79,7 +88,9 @@ def compile_command(options: CompileOptions, console: Console) -> None:
 
 def _progress(console: Console, step: Pass, outcome: PassResult, seconds: float) -> None:
     console.print(
-        f"{step.name:<16} {seconds:6.1f} s  {outcome.summary}", highlight=False, markup=False,
+        f"{step.name:<16} {seconds:6.1f} s  {outcome.summary}",
+        highlight=False,
+        markup=False,
         soft_wrap=True,
     )
 
@@ -141,6 +152,8 @@ def _dry_run(options: CompileOptions, source: Source, target: Target, console: C
         if row.state == "pruned":
             console.print(
                 f"  {row.before:>6} -> {row.after:<6} {row.kind:<12} {row.name}",
-                highlight=False, markup=False, soft_wrap=True,
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
             )
     console.print("dry run: nothing was rewritten or written")

@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ..artifact.check import check_artifact, prove_artifact
-from ..errors import VerificationError
-from ..sources import resolve_model
 from ..artifact.load import load
+from ..errors import VerificationError
+from ..sources.model import resolve_model
 from ..verify.oracles import Check
 
 

@@ -32,8 +32,11 @@ class AttributeSearch:
     """Tries choices on one module. After `run` the module has the one that agreed, if any did."""
 
     def __init__(
-        self, module: nn.Module, decisions: Sequence[Decision],
-        compare: Callable[[nn.Module], float], tolerance: float,
+        self,
+        module: nn.Module,
+        decisions: Sequence[Decision],
+        compare: Callable[[nn.Module], float],
+        tolerance: float,
     ) -> None:
         self.module = module
         self.decisions = decisions
@@ -42,7 +45,9 @@ class AttributeSearch:
         self.outcomes: dict[Choice, Outcome] = {}
         self.before = {
             place: getattr(*holder(module, *place), _ABSENT)
-            for d in decisions for choice in d.choices for place in choice
+            for d in decisions
+            for choice in d.choices
+            for place in choice
         }
 
     def run(self) -> Choice | None:

@@ -35,9 +35,7 @@ class Dense:
         return self.module if self.module is not None else self.graph_module
 
 
-def emit(
-    graph: Graph, program: Program, kept: Kept
-) -> tuple[Dense, dict[str, dict[str, Any]]]:
+def emit(graph: Graph, program: Program, kept: Kept) -> tuple[Dense, dict[str, dict[str, Any]]]:
     """The dense model as a graph module and, where it agrees with that, as the user's own class.
 
     `kept`: what the program was rewritten with. Returns it with the attributes that the module back end changed. The two share parameters.

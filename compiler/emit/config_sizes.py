@@ -15,11 +15,22 @@ from .baked_sizes import Decision
 _KINDS = {
     "residual": ("hidden_size", "n_embd", "d_model", "dim", "embed_dim", "hidden_dim"),
     "hidden": (
-        "intermediate_size", "n_inner", "ffn_dim", "d_ff", "hidden_dim", "encoder_ffn_dim",
-        "decoder_ffn_dim", "ffn_hidden_size", "mlp_dim",
+        "intermediate_size",
+        "n_inner",
+        "ffn_dim",
+        "d_ff",
+        "hidden_dim",
+        "encoder_ffn_dim",
+        "decoder_ffn_dim",
+        "ffn_hidden_size",
+        "mlp_dim",
     ),
     "head": (
-        "num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads",
+        "num_attention_heads",
+        "n_head",
+        "n_heads",
+        "num_heads",
+        "encoder_attention_heads",
         "decoder_attention_heads",
     ),
     "kv-head": ("num_key_value_heads", "n_kv_heads"),
@@ -88,16 +99,20 @@ def _head_width(graph: Graph, sizes: dict[Var, int], config: Any) -> dict[str, A
     keys = {"residual": "hidden_size", "head": "num_attention_heads", "head-dim": "head_dim"}
     old = {kind: _meant(config, key) for kind, key in keys.items()}
     new = {kind: _agreed(graph, sizes, kind, old[kind], "") or old[kind] for kind in keys}
-    if None in new.values() or new == old or isinstance(
-        getattr(type(config), "head_dim", None), property
+    if (
+        None in new.values()
+        or new == old
+        or isinstance(getattr(type(config), "head_dim", None), property)
     ):
         return {}
     implied = getattr(config, "head_dim", None) is None
     if implied and new["residual"] == new["head"] * new["head-dim"]:
         return {}
-    return {} if getattr(config, "head_dim", None) == new["head-dim"] else {
-        "head_dim": new["head-dim"]
-    }
+    return (
+        {}
+        if getattr(config, "head_dim", None) == new["head-dim"]
+        else {"head_dim": new["head-dim"]}
+    )
 
 
 def _agreed(graph: Graph, sizes: dict[Var, int], kind: str, old: Any, side: str) -> int | None:

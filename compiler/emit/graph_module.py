@@ -83,12 +83,13 @@ def _header(program: Program, names: list[str]) -> str:
     positional = program.in_spec.child(0).num_children
     keywords = list(program.in_spec.child(1).context or [])
     values = dict(zip(names[:positional], program.args, strict=False))
-    values |= {n: program.kwargs[k] for n, k in zip(names[positional:], keywords, strict=True)
-               if k in program.kwargs}
+    values |= {
+        n: program.kwargs[k]
+        for n, k in zip(names[positional:], keywords, strict=True)
+        if k in program.kwargs
+    }
     order = _parameters(program.source)
-    named = sorted(
-        names[positional:], key=lambda n: order.index(n) if n in order else len(order)
-    )
+    named = sorted(names[positional:], key=lambda n: order.index(n) if n in order else len(order))
     follows = order[positional:] if set(names[:positional]) <= set(order) else named
     parts, marked, defaults = ["self", *names[:positional]], False, False
     for i, name in enumerate(named):

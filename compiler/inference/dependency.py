@@ -27,7 +27,11 @@ def dependency_graph(
     by_var: dict[Var, str] = {}
     for name, d in dimensions.items():
         graph.add_node(
-            ("dimension", name), bipartite=0, kind=d.kind, size=d.size, exact=d.exact,
+            ("dimension", name),
+            bipartite=0,
+            kind=d.kind,
+            size=d.size,
+            exact=d.exact,
             blocked=str(d.blocked) if d.blocked else None,
         )
         if d.var is not None:

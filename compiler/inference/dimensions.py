@@ -12,8 +12,16 @@ from .exactness import inexact
 from .rule import Inference
 
 KINDS = (
-    "channel", "hidden", "residual", "head", "kv-head", "query-group", "head-dim", "group",
-    "expert", "other",
+    "channel",
+    "hidden",
+    "residual",
+    "head",
+    "kv-head",
+    "query-group",
+    "head-dim",
+    "group",
+    "expert",
+    "other",
 )
 STRUCTURAL = "spatial axis or kernel"  # convolution kernels: blocked by nature, listed in one line
 
@@ -211,8 +219,11 @@ def _blocked(inference: Inference) -> dict[str, Dimension]:
         if taken[name] > 1:
             name = f"{name}#{taken[name]}"
         found[name] = Dimension(
-            name=name, kind="blocked", size=size,
-            members=tuple(dict.fromkeys(places)), blocked=reason,
+            name=name,
+            kind="blocked",
+            size=size,
+            members=tuple(dict.fromkeys(places)),
+            blocked=reason,
         )
     return found
 

@@ -9,9 +9,7 @@ from .dimensions import STRUCTURAL, Dimension
 from .rule import Inference
 
 
-def explain_table(
-    program: Program, inference: Inference, dimensions: dict[str, Dimension]
-) -> str:
+def explain_table(program: Program, inference: Inference, dimensions: dict[str, Dimension]) -> str:
     """The report of `Graph.explain()`: plain text, stable for a given model."""
     free = [d for d in dimensions.values() if d.blocked is None]
     blocked = [d for d in dimensions.values() if d.blocked is not None]
@@ -25,9 +23,7 @@ def explain_table(
     width = max((len(d.name) for d in free), default=10)
     for d in free:
         how = "exact" if d.exact else f"norm-coupled: {d.statistics[0]}"
-        lines.append(
-            f"  {d.name:<{width}}  {d.kind:<11} {d.size:>6}  {_places(d)}  {how}"
-        )
+        lines.append(f"  {d.name:<{width}}  {d.kind:<11} {d.size:>6}  {_places(d)}  {how}")
     kernels = [d for d in blocked if d.blocked and d.blocked.text == STRUCTURAL]
     others = [d for d in blocked if d not in kernels]
     lines += ["", f"blocked dimensions: {len(others)}"]

@@ -13,11 +13,11 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from ..capture.batch import Arguments, batch_size, resize_batch
+from ..capture.eval_mode import eval_mode
 from ..cause import cause
 from ..errors import ExportError, MeasureError
-from ..capture.batch import Arguments, batch_size, resize_batch
 from .environment import dtype_name
-from .eval_mode import eval_mode
 from .timing import Call, Comparison, compare
 
 RUNTIMES = ("torch", "compile", "onnxruntime")
@@ -148,9 +148,9 @@ def _onnx_calls(
     stack: contextlib.ExitStack,
 ) -> tuple[Call, Call]:
     # Exporting needs this package's other half, and only here.
-    from ..emit.onnx_export import export_onnx
-    from ..emit.onnx_names import input_tensors
-    from ..emit.onnx_session import OnnxSession
+    from ..onnx_files.export import export_onnx
+    from ..onnx_files.names import input_tensors
+    from ..onnx_files.session import OnnxSession
 
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="prunec-")))
     calls: list[Call] = []

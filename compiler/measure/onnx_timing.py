@@ -8,8 +8,8 @@ import pathlib
 import torch
 from torch import Tensor
 
-from ..emit.onnx_session import OnnxSession
 from ..errors import MeasureError
+from ..onnx_files.session import OnnxSession
 from .timing import Comparison, compare
 
 DEFAULT_SIZE = 32  # of a dynamic axis that is not the batch

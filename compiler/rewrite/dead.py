@@ -60,7 +60,10 @@ def find_dead(graph: Graph, planned: Kept) -> DeadEntries:
 
 
 def _round(
-    graph: Graph, known: dict[fx.Node, Known | None], planned: Kept, removed: dict[Var, Tensor],
+    graph: Graph,
+    known: dict[fx.Node, Known | None],
+    planned: Kept,
+    removed: dict[Var, Tensor],
     found: DeadEntries,
 ) -> dict[Var, Tensor]:
     gone_rows = {v: (~gone).nonzero().reshape(-1) for v, gone in removed.items() if gone.any()}
@@ -192,7 +195,10 @@ def _folds(
 
 
 def _contribution(
-    graph: Graph, known: dict[fx.Node, Known | None], sink: Sink, gone: Sequence[Var],
+    graph: Graph,
+    known: dict[fx.Node, Known | None],
+    sink: Sink,
+    gone: Sequence[Var],
     removed: dict[Var, Tensor],
 ) -> tuple[int, Tensor] | None:
     """(result axis, vector) that the removed entries add to every position of the result."""
@@ -213,8 +219,10 @@ def _contribution(
     shape[axis] = -1
     constants = torch.where(
         value.where() & select.reshape(shape).to(value.value.device),
-        value.value, torch.zeros_like(value.value),
+        value.value,
+        torch.zeros_like(value.value),
     )
+
     def argument(n: fx.Node) -> Any:
         if n is node:
             return constants

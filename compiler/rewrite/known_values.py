@@ -19,15 +19,10 @@ from ..inference.rule import bound_arguments, find_rule, op_name
 from ..ir.program import Program, hint, memory_owners, mutates, shape_of, written
 
 VIEWS = frozenset(
-    "view reshape _unsafe_view flatten unflatten permute transpose t numpy_T mT movedim unsqueeze "
-    "squeeze expand expand_as broadcast_to repeat tile repeat_interleave cat concat stack split "
-    "split_with_sizes chunk tensor_split unbind slice narrow select roll flip pixel_shuffle "
-    "pixel_unshuffle channel_shuffle contiguous clone detach alias to _to_copy type_as dropout "
-    "feature_dropout index_select reshape_as view_as swapaxes concatenate unsafe_split "
-    "unsafe_chunk alpha_dropout lift_fresh_copy native_dropout pad constant_pad_nd im2col".split()
+    ["view", "reshape", "_unsafe_view", "flatten", "unflatten", "permute", "transpose", "t", "numpy_T", "mT", "movedim", "unsqueeze", "squeeze", "expand", "expand_as", "broadcast_to", "repeat", "tile", "repeat_interleave", "cat", "concat", "stack", "split", "split_with_sizes", "chunk", "tensor_split", "unbind", "slice", "narrow", "select", "roll", "flip", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "contiguous", "clone", "detach", "alias", "to", "_to_copy", "type_as", "dropout", "feature_dropout", "index_select", "reshape_as", "view_as", "swapaxes", "concatenate", "unsafe_split", "unsafe_chunk", "alpha_dropout", "lift_fresh_copy", "native_dropout", "pad", "constant_pad_nd", "im2col"]
 )
-REDUCTIONS = frozenset("sum mean amax".split())  # of marks that are 0 or 1: 0 where all are 0
-CHANNEL_NORMS = frozenset("batch_norm group_norm instance_norm".split())
+REDUCTIONS = frozenset(["sum", "mean", "amax"])  # of marks that are 0 or 1: 0 where all are 0
+CHANNEL_NORMS = frozenset(["batch_norm", "group_norm", "instance_norm"])
 NORMS = CHANNEL_NORMS | {"layer_norm", "rms_norm"}
 POOLS = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_")
 
@@ -256,12 +251,16 @@ def _device(node: fx.Node) -> torch.device:
 
 
 OPERANDS = (
-    ("mat1", "mat2", "x"), ("batch1", "batch2", "x"), ("mat", "vec", "x"),
-    ("x", "weight", "bias"), ("x", "other", ""), ("x", "mat2", ""), ("x", "vec", ""),
+    ("mat1", "mat2", "x"),
+    ("batch1", "batch2", "x"),
+    ("mat", "vec", "x"),
+    ("x", "weight", "bias"),
+    ("x", "other", ""),
+    ("x", "mat2", ""),
+    ("x", "vec", ""),
 )
 CONTRACTIONS = frozenset(
-    "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d matmul bmm mm "
-    "mv addmm baddbmm addmv einsum".split()
+    ["linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "matmul", "bmm", "mm", "mv", "addmm", "baddbmm", "addmv", "einsum"]
 )
 
 

@@ -50,9 +50,7 @@ class CutOnUse(dict[str, Tensor]):
         return self[name] if name in self else default
 
 
-def rewrite(
-    graph: Graph, kept: Kept, folds: Sequence[Fold] = (), on_use: bool = False
-) -> Program:
+def rewrite(graph: Graph, kept: Kept, folds: Sequence[Fold] = (), on_use: bool = False) -> Program:
     """The dense program: the original restricted to the kept entries, node by node, same names.
 
     Its tensors are cut copies (parameters stay parameters) that share no memory with the model's;
@@ -71,9 +69,7 @@ def rewrite(
     mapping: dict[fx.Node, fx.Node] = {}
     result = copy.graph_copy(program.graph, mapping)
     copy.output(result)
-    dense = dataclasses.replace(
-        program, graph=copy, tensors=tensors, notes=list(program.notes)
-    )
+    dense = dataclasses.replace(program, graph=copy, tensors=tensors, notes=list(program.notes))
     for node, actions in inference.rewrites.items():
         writer = _NodeWriter(dense, mapping[node], kept)
         for action in actions:
@@ -155,7 +151,9 @@ def _fold(graph: Graph, dense: Program, fold: Fold, kept: Kept) -> None:
     node = next(n for n in dense.graph.nodes if n.name == fold.node)
     original = next(n for n in graph.program.graph.nodes if n.name == fold.node)
     terms = graph.inference.terms[original]
-    vector = fold.vector.index_select(0, term_indices(terms[fold.axis], kept).to(fold.vector.device))
+    vector = fold.vector.index_select(
+        0, term_indices(terms[fold.axis], kept).to(fold.vector.device)
+    )
     given = bound_arguments(node)
     bias, weight = _bias(node), given.get("weight")
     writer = _NodeWriter(dense, node, kept)
@@ -187,13 +185,17 @@ def _own_weight(dense: Program, weight: Any) -> bool:
     if not isinstance(weight, fx.Node) or weight.op != "get_attr":
         return False
     path, _, leaf = str(weight.target).rpartition(".")
-    return leaf == "weight" and _sole_use(dense.graph, weight) and f"{path}.bias" not in dense.tensors
+    return (
+        leaf == "weight" and _sole_use(dense.graph, weight) and f"{path}.bias" not in dense.tensors
+    )
 
 
 def _sole_use(graph: fx.Graph, tensor: fx.Node) -> bool:
     uses = [
-        user for n in graph.nodes
-        if n.op == "get_attr" and n.target == tensor.target for user in n.users
+        user
+        for n in graph.nodes
+        if n.op == "get_attr" and n.target == tensor.target
+        for user in n.users
     ]
     return len(uses) == 1
 
@@ -219,8 +221,6 @@ def _add_after(dense: Program, node: fx.Node, fold: Fold, vector: Tensor) -> Non
     total.meta = dict(node.meta)
     for user in users:
         user.replace_input_with(node, total)
-
-
 
 
 def folded_tensors(graph: Graph, dense: Program, folds: Sequence[Fold]) -> list[str]:

@@ -13,8 +13,16 @@ from ..errors import PlanError
 from ..inference.dimensions import Dimension
 
 PREFERENCE = (
-    "kv-head", "head", "query-group", "channel", "hidden", "residual", "expert", "group",
-    "head-dim", "other",
+    "kv-head",
+    "head",
+    "query-group",
+    "channel",
+    "hidden",
+    "residual",
+    "expert",
+    "group",
+    "head-dim",
+    "other",
 )
 
 

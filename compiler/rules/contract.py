@@ -23,9 +23,7 @@ def linear(c: RuleContext, x: Any, weight: Any, bias: Any) -> Terms:
     return out
 
 
-def contract_matrices(
-    c: RuleContext, a: fx.Node, b: fx.Node, bias: Any = None
-) -> Terms:
+def contract_matrices(c: RuleContext, a: fx.Node, b: fx.Node, bias: Any = None) -> Terms:
     """a [..., m, k] times b [..., k, n] with batch axes broadcast, 1-d operands as torch.matmul."""
     s, t = c.terms(a), c.terms(b)
     left, right = len(s) > 1, len(t) > 1
@@ -66,8 +64,15 @@ def _batch(c: RuleContext, s: Terms, t: Terms) -> Terms:
     return out
 
 
-@op_rule("aten::matmul", "aten::mm", "aten::bmm", "aten::mv", "aten::dot", "aten::vdot",
-         "aten::linalg_matmul")
+@op_rule(
+    "aten::matmul",
+    "aten::mm",
+    "aten::bmm",
+    "aten::mv",
+    "aten::dot",
+    "aten::vdot",
+    "aten::linalg_matmul",
+)
 def matmul(c: RuleContext, x: Any, other: Any, mat2: Any, vec: Any, tensor: Any) -> Terms:
     second = next(v for v in (other, mat2, vec, tensor) if v is not None)
     return contract_matrices(c, x, second)
@@ -190,7 +195,8 @@ def _expand_ellipsis(
     spare = [x for x in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if x not in "".join(specs) + right]
     widths = [
         len(c.terms(x)) - len(spec.replace("...", ""))
-        for spec, x in zip(specs, tensors, strict=True) if "..." in spec
+        for spec, x in zip(specs, tensors, strict=True)
+        if "..." in spec
     ]
     dots = "".join(spare[: max(widths, default=0)])
     filled: list[str] = []

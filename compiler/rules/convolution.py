@@ -24,8 +24,14 @@ def _split_groups(c: RuleContext, term: Term, groups: int) -> tuple[Term, Term]:
 
 
 @op_rule(
-    "aten::conv1d", "aten::conv2d", "aten::conv3d", "aten::convolution", "aten::_convolution",
-    "aten::conv_transpose1d", "aten::conv_transpose2d", "aten::conv_transpose3d",
+    "aten::conv1d",
+    "aten::conv2d",
+    "aten::conv3d",
+    "aten::convolution",
+    "aten::_convolution",
+    "aten::conv_transpose1d",
+    "aten::conv_transpose2d",
+    "aten::conv_transpose3d",
 )
 def convolution(
     c: RuleContext, x: Any, weight: Any, bias: Any, groups: Any, transposed: Any

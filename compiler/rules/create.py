@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from ..inference.rule import RuleContext, Terms, op_rule
 
 
@@ -13,18 +12,38 @@ def _axes(c: RuleContext) -> Terms:
     ]
 
 
-@op_rule("aten::zeros", "aten::ones", "aten::full", "aten::empty", "aten::new_zeros",
-         "aten::new_ones", "aten::new_full", "aten::new_empty")
+@op_rule(
+    "aten::zeros",
+    "aten::ones",
+    "aten::full",
+    "aten::empty",
+    "aten::new_zeros",
+    "aten::new_ones",
+    "aten::new_full",
+    "aten::new_empty",
+)
 def filled(c: RuleContext) -> Terms:
     terms = _axes(c)
     c.resize("size", terms)
     return terms
 
 
-@op_rule("aten::arange", "aten::linspace", "aten::logspace", "aten::rand", "aten::randn",
-         "aten::randint", "aten::randperm", "aten::eye", "aten::hann_window",
-         "aten::hamming_window", "aten::tril_indices", "aten::triu_indices",
-         "aten::empty_strided", "aten::new_empty_strided")
+@op_rule(
+    "aten::arange",
+    "aten::linspace",
+    "aten::logspace",
+    "aten::rand",
+    "aten::randn",
+    "aten::randint",
+    "aten::randperm",
+    "aten::eye",
+    "aten::hann_window",
+    "aten::hamming_window",
+    "aten::tril_indices",
+    "aten::triu_indices",
+    "aten::empty_strided",
+    "aten::new_empty_strided",
+)
 def sequence(c: RuleContext) -> Terms:
     terms = _axes(c)
     c.generated(terms)

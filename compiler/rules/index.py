@@ -14,8 +14,11 @@ def index(c: RuleContext, x: Any, indices: Any) -> Terms:
     (the front, when axes between them are left alone)."""
     terms = c.terms(x)
     given = [(axis, i) for axis, i in enumerate(indices) if i is not None]
-    if any(i.meta["val"].dtype.is_floating_point is False
-           and str(i.meta["val"].dtype) in ("torch.bool", "torch.uint8") for _, i in given):
+    if any(
+        i.meta["val"].dtype.is_floating_point is False
+        and str(i.meta["val"].dtype) in ("torch.bool", "torch.uint8")
+        for _, i in given
+    ):
         return _boolean(c, x, given)
     for axis, _ in given:
         c.block(terms[axis], "indexed by a tensor")
@@ -73,8 +76,15 @@ def index_select(c: RuleContext, x: Any, dim: int, index: Any) -> Terms:
     return terms
 
 
-@op_rule("aten::scatter", "aten::scatter_add", "aten::scatter_reduce", "aten::index_add",
-         "aten::index_copy", "aten::index_fill", "aten::masked_scatter")
+@op_rule(
+    "aten::scatter",
+    "aten::scatter_add",
+    "aten::scatter_reduce",
+    "aten::index_add",
+    "aten::index_copy",
+    "aten::index_fill",
+    "aten::masked_scatter",
+)
 def scatter(c: RuleContext, x: Any, dim: Any, src: Any, index: Any, source: Any) -> Terms:
     terms = c.terms(x)
     axis = None if dim is None else c.axis(dim, len(terms))

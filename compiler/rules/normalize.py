@@ -45,8 +45,14 @@ def group_norm(c: RuleContext, x: Any, num_groups: Any, weight: Any, bias: Any) 
 
 @op_rule("aten::batch_norm", "aten::_native_batch_norm_legit_no_training", "aten::instance_norm")
 def batch_norm(
-    c: RuleContext, x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any,
-    training: Any, use_input_stats: Any,
+    c: RuleContext,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    running_mean: Any,
+    running_var: Any,
+    training: Any,
+    use_input_stats: Any,
 ) -> Any:
     terms = c.terms(x)
     for parameter in (weight, bias, running_mean, running_var):

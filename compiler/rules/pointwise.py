@@ -13,17 +13,7 @@ from torch import fx
 from ..inference.rule import RuleContext, Terms, op_rule
 from ..ir.terms import UNIT, resolve
 
-UNTAGGED = (
-    "dropout feature_dropout alpha_dropout feature_alpha_dropout contiguous to _to_copy clone "
-    "detach alias lift_fresh lift_fresh_copy type_as rsub fill copy zero hardswish hardsigmoid "
-    "zeros_like ones_like full_like empty_like rand_like randn_like where masked_fill bernoulli "
-    "__and__ __or__ __xor__ floor_divide true_divide divide multiply subtract square float "
-    "relu6 log_sigmoid logsigmoid_backward mish selu celu clip lerp uniform normal "
-    "positive _conj resolve_conj resolve_neg real conj requires_grad_ nan_to_num softplus "
-    "greater less greater_equal less_equal not_equal eq ne rrelu special_expit special_erf "
-    "_assert_async pow arctan2 atan2 fmod remainder isclose logit special_xlog1py xlogy clamp "
-    "_autocast_to_reduced_precision _autocast_to_full_precision"
-).split()
+UNTAGGED = ["dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "contiguous", "to", "_to_copy", "clone", "detach", "alias", "lift_fresh", "lift_fresh_copy", "type_as", "rsub", "fill", "copy", "zero", "hardswish", "hardsigmoid", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "where", "masked_fill", "bernoulli", "__and__", "__or__", "__xor__", "floor_divide", "true_divide", "divide", "multiply", "subtract", "square", "float", "relu6", "log_sigmoid", "logsigmoid_backward", "mish", "selu", "celu", "clip", "lerp", "uniform", "normal", "positive", "_conj", "resolve_conj", "resolve_neg", "real", "conj", "requires_grad_", "nan_to_num", "softplus", "greater", "less", "greater_equal", "less_equal", "not_equal", "eq", "ne", "rrelu", "special_expit", "special_erf", "_assert_async", "pow", "arctan2", "atan2", "fmod", "remainder", "isclose", "logit", "special_xlog1py", "xlogy", "clamp", "_autocast_to_reduced_precision", "_autocast_to_full_precision"]
 
 
 @op_rule("prunec::pointwise", *(f"aten::{name}" for name in UNTAGGED))
@@ -62,7 +52,9 @@ def _mark_residual(c: RuleContext, operands: list[fx.Node], out: Terms) -> None:
     if len(operands) == 2 and all(map(c.is_activation, operands)):
         for axis in range(len(out)):
             carriers = [
-                n for n in operands if len(c.terms(n)) >= len(out) - axis
+                n
+                for n in operands
+                if len(c.terms(n)) >= len(out) - axis
                 and resolve(c.terms(n)[axis - len(out)]).size != 1
             ]
             if len(carriers) == 2:
@@ -115,8 +107,11 @@ def view_as_complex(c: RuleContext, x: Any) -> Terms:
 
 
 @op_rule(
-    "aten::_assert_tensor_metadata", "aten::_assert_scalar", "aten::sym_constrain_range",
-    "aten::sym_constrain_range_for_size", "aten::_assert_async",
+    "aten::_assert_tensor_metadata",
+    "aten::_assert_scalar",
+    "aten::sym_constrain_range",
+    "aten::sym_constrain_range_for_size",
+    "aten::_assert_async",
 )
 def no_result(c: RuleContext) -> None:
     return None

@@ -9,8 +9,15 @@ from ..ir.terms import Term, concat, factor, product, resolve
 
 
 def _recurrent(
-    c: RuleContext, x: Any, hidden: list[Any], params: list[Any], gates: int, has_biases: bool,
-    num_layers: int, bidirectional: bool, batch_first: bool,
+    c: RuleContext,
+    x: Any,
+    hidden: list[Any],
+    params: list[Any],
+    gates: int,
+    has_biases: bool,
+    num_layers: int,
+    bidirectional: bool,
+    batch_first: bool,
 ) -> Any:
     """x [T, N, I] (or [N, T, I]); weights [gates*H, I], [gates*H, H]; states [L*D, N, H]."""
     directions = 2 if bidirectional else 1
@@ -52,8 +59,14 @@ def _recurrent(
 
 @op_rule("aten::lstm")
 def lstm(
-    c: RuleContext, x: Any, hx: Any, params: Any, has_biases: bool, num_layers: int,
-    bidirectional: bool, batch_first: bool,
+    c: RuleContext,
+    x: Any,
+    hx: Any,
+    params: Any,
+    has_biases: bool,
+    num_layers: int,
+    bidirectional: bool,
+    batch_first: bool,
 ) -> Any:
     if not isinstance(hx, (list, tuple)) or not isinstance(batch_first, bool):
         raise ValueError("packed sequences")
@@ -65,8 +78,14 @@ def lstm(
 
 @op_rule("aten::gru", "aten::rnn_tanh", "aten::rnn_relu")
 def gru(
-    c: RuleContext, x: Any, hx: Any, params: Any, has_biases: bool, num_layers: int,
-    bidirectional: bool, batch_first: bool,
+    c: RuleContext,
+    x: Any,
+    hx: Any,
+    params: Any,
+    has_biases: bool,
+    num_layers: int,
+    bidirectional: bool,
+    batch_first: bool,
 ) -> Any:
     if not isinstance(batch_first, bool):
         raise ValueError("packed sequences")

@@ -37,9 +37,21 @@ def sum_(c: RuleContext, x: Any, dim: Any, keepdim: Any) -> Terms:
 
 
 @op_rule(
-    "aten::mean", "aten::var", "aten::std", "aten::amax", "aten::amin", "aten::logsumexp",
-    "aten::linalg_vector_norm", "aten::norm", "aten::prod", "aten::any", "aten::all",
-    "aten::nansum", "aten::nanmean", "aten::count_nonzero", "aten::frobenius_norm",
+    "aten::mean",
+    "aten::var",
+    "aten::std",
+    "aten::amax",
+    "aten::amin",
+    "aten::logsumexp",
+    "aten::linalg_vector_norm",
+    "aten::norm",
+    "aten::prod",
+    "aten::any",
+    "aten::all",
+    "aten::nansum",
+    "aten::nanmean",
+    "aten::count_nonzero",
+    "aten::frobenius_norm",
 )
 def statistic(c: RuleContext, x: Any, dim: Any, keepdim: Any) -> Terms:
     axes = reduced_axes(c, x, dim)
@@ -117,8 +129,15 @@ def one_hot(c: RuleContext, x: Any) -> Terms:
     return [*c.terms(x), c.fixed(c.out_shape[-1], "one-hot classes")]
 
 
-@op_rule("aten::histc", "aten::bincount", "aten::nonzero", "aten::unique", "aten::_unique2",
-         "aten::unique_dim", "aten::unique_consecutive")
+@op_rule(
+    "aten::histc",
+    "aten::bincount",
+    "aten::nonzero",
+    "aten::unique",
+    "aten::_unique2",
+    "aten::unique_dim",
+    "aten::unique_consecutive",
+)
 def counted(c: RuleContext, x: Any) -> Any:
     c.block_all(x, "entries are counted or located")
     return fixed_terms(c.value, c.reason("data dependent"))

@@ -44,7 +44,9 @@ def view(c: RuleContext, x: Any, size: Any, dtype: Any) -> Terms:
     if dtype is not None and size is None:
         c.block_all(x, "view as another dtype")
         return [c.fixed(s) for s in c.out_shape]
-    return viewed(c, x, c.out_shape, "shape" if c.node.target._schema.name.endswith("reshape") else "size")
+    return viewed(
+        c, x, c.out_shape, "shape" if c.node.target._schema.name.endswith("reshape") else "size"
+    )
 
 
 @op_rule("aten::view_as", "aten::reshape_as")
@@ -260,8 +262,13 @@ def _split_sizes(c: RuleContext, axis: int) -> list[int | None]:
 
 
 @op_rule(
-    "aten::split", "aten::split_with_sizes", "aten::chunk", "aten::tensor_split",
-    "aten::unsafe_split", "aten::unsafe_chunk", "aten::unsafe_split_with_sizes",
+    "aten::split",
+    "aten::split_with_sizes",
+    "aten::chunk",
+    "aten::tensor_split",
+    "aten::unsafe_split",
+    "aten::unsafe_chunk",
+    "aten::unsafe_split_with_sizes",
 )
 def split(c: RuleContext, x: Any, dim: Any) -> tuple[Terms, ...]:
     axis = c.axis(dim or 0, len(c.terms(x)))
@@ -283,9 +290,7 @@ def _is_symbolic(x: fx.Node, axis: int) -> bool:
 
 
 @op_rule("aten::slice", "aten::narrow")
-def slice_(
-    c: RuleContext, x: Any, dim: Any, start: Any, end: Any, step: Any, length: Any
-) -> Terms:
+def slice_(c: RuleContext, x: Any, dim: Any, start: Any, end: Any, step: Any, length: Any) -> Terms:
     terms = c.terms(x)
     axis = c.axis(dim or 0, len(terms))
     term = resolve(terms[axis])

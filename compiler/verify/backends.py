@@ -16,7 +16,6 @@ from ..ir.program import Program
 from .interpreter import ProgramInterpreter, full_precision, relative_error
 from .oracles import TOLERANCE, Check, working_dtype
 
-
 if TYPE_CHECKING:
     from ..compilation import Compilation
 

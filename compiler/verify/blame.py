@@ -33,9 +33,7 @@ def blame_permutation(graph: Graph, inputs: Sequence[Any], seed: int = 0) -> str
     return _blame(graph, list(graph.prunable.values()), difference)
 
 
-def blame_plan(
-    graph: Graph, planned: Kept, inputs: Sequence[Any], statistics: bool
-) -> str:
+def blame_plan(graph: Graph, planned: Kept, inputs: Sequence[Any], statistics: bool) -> str:
     """Cut one dimension at a time; name the first whose cut differs from its reference."""
     terms = graph.inference.tensors
 
@@ -46,7 +44,8 @@ def blame_plan(
             reference: ProgramInterpreter = RestrictedInterpreter(graph, own, torch.float64)
         else:
             reference = ProgramInterpreter(
-                graph.program, dtype=torch.float64,
+                graph.program,
+                dtype=torch.float64,
                 tensor_hook=lambda name, t: zero_tensor(t, terms[name], own),
             )
         small = ProgramInterpreter(rewrite(graph, own), dtype=torch.float64)
@@ -71,7 +70,10 @@ def _blame(
 
 
 def _first_difference(
-    graph: Graph, reference: ProgramInterpreter, other: ProgramInterpreter, kept: Kept,
+    graph: Graph,
+    reference: ProgramInterpreter,
+    other: ProgramInterpreter,
+    kept: Kept,
     inputs: Sequence[Any],
 ) -> fx.Node | None:
     """The first node whose value in `other` is not the reference's at the kept entries, if the

@@ -58,9 +58,7 @@ def working_dtype(program: Program) -> torch.dtype | None:
     return torch.float32 if kinds & {torch.float16, torch.bfloat16} else None
 
 
-def judged(
-    run: Callable[[torch.dtype | None], float], program: Program
-) -> tuple[float, str]:
+def judged(run: Callable[[torch.dtype | None], float], program: Program) -> tuple[float, str]:
     """The error, in float32 (or the model's dtype); in float64 when that fails, since very deep
     nets amplify rounding."""
     dtype = working_dtype(program)
@@ -76,7 +74,8 @@ def zero_mask(graph: Graph, dense: Program, planned: Kept, inputs: Inputs) -> Ch
 
     def run(dtype: torch.dtype | None) -> float:
         masked = ProgramInterpreter(
-            graph.program, dtype=dtype,
+            graph.program,
+            dtype=dtype,
             tensor_hook=lambda name, t: zero_tensor(t, terms[name], planned),
         )
         small = ProgramInterpreter(dense, dtype=dtype)
@@ -117,7 +116,9 @@ def permutation(graph: Graph, inputs: Inputs, seed: int = 0) -> Check:
     def run(dtype: torch.dtype | None) -> float:
         nonlocal moved
         hook = _usable_rescaler(graph, inputs, dtype)
-        plain = [ProgramInterpreter(graph.program, dtype=dtype, tensor_hook=hook)(x) for x in inputs]
+        plain = [
+            ProgramInterpreter(graph.program, dtype=dtype, tensor_hook=hook)(x) for x in inputs
+        ]
         shuffled = permuted(graph, dimensions, seed, dtype, hook)
         wrong = permuted(graph, dimensions, seed, dtype, hook, consistent=False)
         errors = [relative_error(shuffled(x), y) for x, y in zip(inputs, plain, strict=True)]
@@ -136,9 +137,7 @@ def _usable_rescaler(graph: Graph, inputs: Inputs, dtype: torch.dtype | None) ->
     return hook if all(bool(torch.isfinite(v).any()) for v in floats) else (lambda name, t: t)
 
 
-def random_orders(
-    dimensions: Sequence[Dimension], seed: int, salt: str = ""
-) -> dict[Var, Tensor]:
+def random_orders(dimensions: Sequence[Dimension], seed: int, salt: str = "") -> dict[Var, Tensor]:
     """A random order of the entries of each dimension, by its name, the seed and the salt."""
 
     def generator(d: Dimension) -> torch.Generator:
@@ -152,8 +151,12 @@ def random_orders(
 
 
 def permuted(
-    graph: Graph, dimensions: Sequence[Dimension], seed: int, dtype: torch.dtype | None,
-    hook: Callable[[str, Tensor], Tensor], consistent: bool = True,
+    graph: Graph,
+    dimensions: Sequence[Dimension],
+    seed: int,
+    dtype: torch.dtype | None,
+    hook: Callable[[str, Tensor], Tensor],
+    consistent: bool = True,
 ) -> ProgramInterpreter:
     """The original program with the dimensions permuted in every tensor axis; not `consistent`:
     each tensor by a permutation of its own, which must show."""
@@ -173,9 +176,7 @@ def permuted(
                 value = value.index_select(axis, term_indices(term, shared).to(value.device))
         return value
 
-    return ProgramInterpreter(
-        graph.program, dtype=dtype, tensor_hook=shuffle, node_hook=reorder
-    )
+    return ProgramInterpreter(graph.program, dtype=dtype, tensor_hook=shuffle, node_hook=reorder)
 
 
 def require(check: Check, blame: Callable[[], str]) -> Check:

@@ -55,16 +55,20 @@ def prove(
     """
     if graph.program.is_meta:
         return [Check("all", None, "-", 0, skipped="weights are on the meta device")]
-    checks = [
-        require(permutation(graph, inputs[:1]), lambda: blame_permutation(graph, inputs[0]))
-    ]
+    checks = [require(permutation(graph, inputs[:1]), lambda: blame_permutation(graph, inputs[0]))]
     coupled = {d.var for d in graph.prunable.values() if d.var in planned and not d.exact}
     exact = {var: kept for var, kept in planned.items() if var not in coupled}
     removed = {v: _without(planned, v, gone) for v, gone in dead.removed.items()}
     if exact or removed:
-        part = program if not coupled else rewrite(
-            graph, {**exact, **{v: k for v, k in removed.items() if v not in coupled}},
-            dead.folds, on_use=True,
+        part = (
+            program
+            if not coupled
+            else rewrite(
+                graph,
+                {**exact, **{v: k for v, k in removed.items() if v not in coupled}},
+                dead.folds,
+                on_use=True,
+            )
         )
         checks.append(
             require(

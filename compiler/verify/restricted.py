@@ -24,9 +24,7 @@ Keep = list[Tensor | None]
 Formula = Callable[[Tensor, Keep, dict[str, Any]], Any]
 FORMULAS: dict[str, Formula] = {}
 EXACT_WITH_ZEROS = frozenset(
-    "aten::sum aten::linalg_vector_norm aten::norm aten::frobenius_norm aten::cdist aten::any "
-    "aten::_weight_norm aten::_weight_norm_interface aten::count_nonzero aten::normalize "
-    "aten::nansum".split()
+    ["aten::sum", "aten::linalg_vector_norm", "aten::norm", "aten::frobenius_norm", "aten::cdist", "aten::any", "aten::_weight_norm", "aten::_weight_norm_interface", "aten::count_nonzero", "aten::normalize", "aten::nansum"]
 )
 
 
@@ -99,9 +97,7 @@ class RestrictedInterpreter(ProgramInterpreter):
     def _clear(self, terms: Any, value: Any, inputs: Sequence[Any]) -> Any:
         """Zero the removed entries; a view of an input is left alone (its base is cleared)."""
         if isinstance(terms, tuple) and isinstance(value, (tuple, list)):
-            return type(value)(
-                self._clear(t, v, inputs) for t, v in zip(terms, value, strict=True)
-            )
+            return type(value)(self._clear(t, v, inputs) for t, v in zip(terms, value, strict=True))
         if not isinstance(value, Tensor) or not isinstance(terms, list):
             return value
         storage = value.untyped_storage().data_ptr()
@@ -224,7 +220,9 @@ def attention(_: Any, keep: Keep, given: dict[str, Any]) -> Tensor:
     if given.get("is_causal"):
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        scores = (
+            scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        )
     if keep[-2] is not None:
         scores = scores.masked_fill(~keep[-2].to(q.device), -torch.inf)
     return scores.softmax(-1) @ v

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..compiler.capture.batches import Device
-from .distill_losses import DistillError
+from ...compiler.capture.batches import Device
+from .losses import DistillError
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import SourceError
-from .sources import Source
+from ..errors import SourceError
+from .model import Source
 
 # Where neither the tokenizer nor the model sets a shorter limit.
 LONGEST_TEXT = 512

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .distill_losses import DistillError
+from .losses import DistillError
 
 Which = str | int | Sequence[str | int] | None
 

@@ -16,12 +16,12 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from ..capture.batch import batch_size, resize_batch
+from ..capture.eval_mode import eval_mode
 from ..cause import cause
 from ..errors import ExportError
-from ..capture.batch import batch_size, resize_batch
-from ..measure.eval_mode import eval_mode
-from .onnx_names import bind, in_order, input_tensors, rename
-from .onnx_parity import prove_parity, reference_outputs
+from .names import bind, in_order, input_tensors, rename
+from .parity import prove_parity, reference_outputs
 
 # Protobuf ends at 2 GiB; beyond this many bytes the weights lie in a file beside the model.
 _EXTERNAL_ABOVE = 1_800_000_000

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .cause import cause
-from .errors import SourceError
+from ..capture.eval_mode import eval_mode
+from ..cause import cause
+from ..errors import SourceError
 from .input_shapes import inputs_from_shapes, placed_like
-from .measure.eval_mode import eval_mode
 from .synthetic_inputs import MAKERS, SIGNALS
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .cause import cause
-from .errors import SourceError
-from .sources import Source, import_factory
+from ..cause import cause
+from ..errors import SourceError
+from .model import Source, import_factory
 from .tokenization import tokenized_batches
 
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")

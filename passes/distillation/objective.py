@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .distill_losses import (
+from .losses import (
     IGNORED,
     DistillError,
     EmbeddingLoss,
@@ -17,7 +17,7 @@ from .distill_losses import (
     embedding_loss,
     next_token_labels,
 )
-from .distill_outputs import Match, Which, classes_last, matched_outputs, position_mask
+from .outputs import Match, Which, classes_last, matched_outputs, position_mask
 
 Kind = Literal["auto", "logits", "embedding"]
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from .distill_losses import DistillError
+from .losses import DistillError
 
 
 def refuse_unbatched(loader: Any) -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..compiler.errors import PrunecError
+from ...compiler.errors import PrunecError
 
 IGNORED = -100
 """The label that says: no label here (torch's `ignore_index`)."""

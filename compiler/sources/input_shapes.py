@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from .errors import SourceError
+from ..errors import SourceError
 
 _FORM = re.compile(r"(?:(?P<name>[A-Za-z_]\w*):)?(?P<shape>\d+(?:x\d+)*)")
 # A part of a name, and what the integers under it are; the first that occurs in the name holds.

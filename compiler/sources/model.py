@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .cause import cause
-from .errors import SourceError
+from ..cause import cause
+from ..errors import SourceError
 from .example_inputs import Arguments, example_inputs
 from .pretrained import load_timm, load_torchvision, load_transformers
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..capture.batch import resize_batch
 from ..cause import cause
 from ..errors import ExportError
-from ..capture.batch import resize_batch
-from .onnx_names import input_tensors, output_tensors
-from .onnx_session import OnnxSession
+from .names import input_tensors, output_tensors
+from .session import OnnxSession
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import nn
 
-from .cause import cause
-from .errors import SourceError
+from ..cause import cause
+from ..errors import SourceError
 
 # Any of these in a directory says that it brings a tokenizer or processor. Without one
 # transformers would make up an empty tokenizer from the model's type.

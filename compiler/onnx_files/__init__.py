@@ -1,0 +1,1 @@
+"""Models as .onnx files: export, parity with the model, sessions."""

@@ -1,0 +1,1 @@
+"""What the command is given: MODEL, its example inputs, DATA."""
