@@ -22,22 +22,6 @@ def rotated(x: Tensor, table: Tensor) -> Tensor:
     return x * angles.cos() + torch.cat([-high, low], -1) * angles.sin()
 
 
-@structure("head 2", "head-dim 5", "head-dim 6", args=(IMAGE,))
-def attention_over_pixels() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        n, _, h, w = x.shape
-        q = self.q(x).reshape(n, 2, 5, h * w)
-        k = self.k(x).reshape(n, 2, 5, h * w)
-        v = self.v(x).reshape(n, 2, 6, h * w)
-        scores = torch.einsum("bhdl,bhds->bhls", q, k).softmax(-1)
-        out = torch.einsum("bhls,bhds->bhdl", scores, v).reshape(n, 12, h, w)
-        return self.head(out)
-
-    return module(
-        forward, q=conv(4, 10, 1), k=conv(4, 10, 1), v=conv(4, 12, 1), head=conv(12, 5, 1)
-    )
-
-
 @structure("head 4", "head-dim 6", args=(TOKENS,))
 def literal_view_sizes() -> nn.Module:
     def forward(self: Any, x: Tensor) -> Tensor:
@@ -134,21 +118,6 @@ def transformer_encoder_layer() -> nn.Module:
         stem=nn.Linear(8, 8),
         head=nn.Linear(8, 5),
         layer=nn.TransformerEncoderLayer(8, 2, 10, batch_first=True),
-    )
-
-
-@structure(
-    "residual 8~", "hidden 10", *2 * ("head 2", "head-dim 4"), args=(TOKENS, floats(3, 9, 8))
-)
-def transformer_decoder_layer() -> nn.Module:
-    def forward(self: Any, x: Tensor, memory: Tensor) -> Tensor:
-        return self.head(self.layer(self.stem(x), self.stem(memory)))
-
-    return module(
-        forward,
-        stem=nn.Linear(8, 8),
-        head=nn.Linear(8, 5),
-        layer=nn.TransformerDecoderLayer(8, 2, 10, batch_first=True, norm_first=True),
     )
 
 
@@ -470,32 +439,6 @@ def normalised_queries() -> nn.Module:
     )
 
 
-@structure("head 3", "head-dim 4", "head-dim 4", "head-dim 4", "head-dim 4", args=(TOKENS,))
-def position_bias_by_buckets() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        b, n, _ = x.shape
-        steps = (torch.arange(n)[None] - torch.arange(n)[:, None]).abs().clamp(max=4)
-        bias = self.table(steps).permute(2, 0, 1)[None]
-        for qkv, out in ((self.qa, self.oa), (self.qb, self.ob)):
-            q, k, v = (t.view(b, n, 3, 4).transpose(1, 2) for t in qkv(x).split(12, 2))
-            x = x + out(
-                attend(q, k, v, attn_mask=bias.expand(b, -1, -1, -1))
-                .transpose(1, 2)
-                .reshape(b, n, -1)
-            )
-        return self.head(x)
-
-    return module(
-        forward,
-        qa=nn.Linear(8, 36),
-        qb=nn.Linear(8, 36),
-        oa=nn.Linear(12, 8),
-        ob=nn.Linear(12, 8),
-        table=nn.Embedding(5, 3),
-        head=nn.Linear(8, 5),
-    )
-
-
 @structure("head 3~", "head-dim 4", "head-dim 5~", args=(TOKENS,))
 def mask_bias_over_sigmoid_values() -> nn.Module:
     def forward(self: Any, x: Tensor) -> Tensor:
@@ -514,50 +457,6 @@ def mask_bias_over_sigmoid_values() -> nn.Module:
         shift=weight(5),
         bias=weight(3, 1, 1),
         head=nn.Linear(7, 5),
-    )
-
-
-@structure("head 3", "head-dim 4", "head-dim 4", "other 8", args=(TOKENS,))
-def relative_shift() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        b, n, _ = x.shape
-        q, k, v = (t.view(b, n, 3, 4).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
-        r = self.r(self.places).view(n, 3, 4).permute(1, 2, 0)
-        ac = (q + self.u[:, None]) @ k.transpose(-2, -1)
-        bd = (q + self.w[:, None]) @ r
-        bd = torch.cat([bd.new_zeros(b, 3, n, 1), bd], -1).view(b, 3, n + 1, n)[:, :, 1:]
-        return self.head(((ac + bd).softmax(-1) @ v).transpose(1, 2).reshape(b, n, 12))
-
-    return module(
-        forward,
-        qkv=nn.Linear(8, 36),
-        r=nn.Linear(8, 12, bias=False),
-        places=floats(7, 8),
-        u=weight(3, 4),
-        w=weight(3, 4),
-        head=nn.Linear(12, 5),
-    )
-
-
-@structure("head 3~", "head-dim 4", "head-dim 4~", args=(TOKENS,))
-def head_gates_and_mean() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        b, n, _ = x.shape
-        q, k, v = (t.view(b, n, 3, 4).transpose(1, 2) for t in self.qkv(x).split(12, 2))
-        y = attend(q, k, v) * self.gate[:, None, None]
-        return (
-            self.head(y.mean(1))
-            + self.other(y.sum(1))
-            + self.last(y.transpose(1, 2).flatten(2).mean(-1, keepdim=True))
-        )
-
-    return module(
-        forward,
-        qkv=nn.Linear(8, 36),
-        gate=weight(3),
-        head=nn.Linear(4, 5),
-        other=nn.Linear(4, 5),
-        last=nn.Linear(1, 5),
     )
 
 

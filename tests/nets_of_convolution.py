@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from nets import IMAGE, TOKENS, conv, floats, module, structure, weight
+from nets import IMAGE, conv, floats, module, structure, weight
 from torch import Tensor, nn
 
 
@@ -242,15 +242,6 @@ def resized_and_pooled() -> nn.Module:
     return module(forward, a=conv(4, 6), b=conv(6, 7), head=conv(13, 5))
 
 
-@structure("channel 6", args=(IMAGE,))
-def patches_by_unfold() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        columns = F.unfold(self.stem(x), 2, stride=2)
-        return self.head(columns.transpose(1, 2))
-
-    return module(forward, stem=conv(4, 6), head=nn.Linear(24, 5))
-
-
 @structure("channel 6~", "channel 9", args=(IMAGE,))
 def standardised_weights() -> nn.Module:
     def forward(self: Any, x: Tensor) -> Tensor:
@@ -404,17 +395,6 @@ def depth_to_space_by_views() -> nn.Module:
     return module(forward, stem=conv(4, 5), mix=nn.Linear(20, 24), head=conv(6, 3))
 
 
-@structure("channel 6", "residual 6", args=(IMAGE,))
-def csp_block() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        y = list(self.wide(x).chunk(2, 1))
-        for part in (self.a, self.b):
-            y.append(y[-1] + part(y[-1]).relu())
-        return self.head(torch.cat(y, 1))
-
-    return module(forward, wide=conv(4, 12), a=conv(6, 6), b=conv(6, 6), head=conv(24, 5))
-
-
 @structure("channel 10", "channel 3", "residual 3", "residual 9", args=(IMAGE,))
 def partial_convolution() -> nn.Module:
     def forward(self: Any, x: Tensor) -> Tensor:
@@ -458,24 +438,6 @@ def involution() -> nn.Module:
 
     return module(
         forward, stem=conv(4, 12), reduce=conv(12, 5, 1), span=conv(5, 18, 1), head=conv(12, 3)
-    )
-
-
-@structure("channel 8", "hidden 3", args=(IMAGE,))
-def selective_kernels() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        u = torch.stack([self.a(x), self.b(x)], 1)
-        z = self.down(u.sum(1).mean((2, 3))).relu()
-        s = self.up(z).view(-1, 2, 8).softmax(1)
-        return self.head((u * s[..., None, None]).sum(1))
-
-    return module(
-        forward,
-        a=conv(4, 8),
-        b=conv(4, 8, 5),
-        down=nn.Linear(8, 3),
-        up=nn.Linear(3, 16),
-        head=conv(8, 5),
     )
 
 
@@ -551,74 +513,6 @@ def codebook() -> nn.Module:
     return module(forward, stem=conv(4, 6), codes=nn.Embedding(13, 6), head=conv(6, 5))
 
 
-@structure("channel 6", "channel 8", "hidden 4", args=(IMAGE,))
-def mixed_kernels_of_experts() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        b = 3
-        x = self.stem(x)
-        r = self.route(x.mean((2, 3))).sigmoid()
-        w = (r @ self.kernels).view(b * 8, 6, 3, 3)
-        y = F.conv2d(x.reshape(1, b * 6, 6, 6), w, groups=b, padding=1).view(b, 8, 6, 6)
-        return self.head(y)
-
-    return module(
-        forward,
-        stem=conv(4, 6),
-        route=nn.Linear(6, 4),
-        kernels=weight(4, 8 * 6 * 9),
-        head=conv(8, 5),
-    )
-
-
-@structure("head-dim 4", "hidden 3", "residual 10", args=(TOKENS,))
-def state_space_scan() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        x, z = self.inp(x).transpose(1, 2).chunk(2, 1)
-        x = F.silu(self.conv(x)[..., :7])
-        dt, B, C = self.xp(x.transpose(1, 2)).split([3, 4, 4], -1)
-        dt = F.softplus(self.dt(dt)).transpose(1, 2)
-        A = -torch.exp(self.A)
-        dA = torch.exp(A[None, :, None] * dt[..., None])
-        dB = dt[..., None] * B[:, None] * x[..., None]
-        s = x.new_zeros(x.shape[0], 10, 4)
-        ys = []
-        for i in range(3):
-            s = dA[:, :, i] * s + dB[:, :, i]
-            ys.append((s @ C[:, i, :, None])[..., 0])
-        y = torch.stack(ys, -1) + x[..., :3] * self.D[None, :, None]
-        return self.head((y * F.silu(z[..., :3])).transpose(1, 2))
-
-    return module(
-        forward,
-        inp=nn.Linear(8, 20),
-        conv=nn.Conv1d(10, 10, 3, groups=10, padding=2),
-        xp=nn.Linear(10, 11),
-        dt=nn.Linear(3, 10),
-        A=weight(10, 4),
-        D=weight(10),
-        head=nn.Linear(10, 5),
-    )
-
-
-@structure("channel 3", "channel 8", args=(IMAGE,))
-def attention_along_both_axes() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        h, w = x.mean(3, keepdim=True), x.mean(2, keepdim=True).transpose(2, 3)
-        y = self.mid(torch.cat([h, w], 2)).relu()
-        a, b = y.split([6, 6], 2)
-        return self.head(x * self.a(a).sigmoid() * self.b(b.transpose(2, 3)).sigmoid())
-
-    return module(
-        forward,
-        stem=conv(4, 8),
-        mid=conv(8, 3, 1),
-        a=conv(3, 8, 1),
-        b=conv(3, 8, 1),
-        head=conv(8, 5),
-    )
-
-
 @structure("channel 6", "hidden 3", args=(IMAGE,))
 def channels_as_batch() -> nn.Module:
     def forward(self: Any, x: Tensor) -> Tensor:
@@ -639,40 +533,4 @@ def channels_as_batch() -> nn.Module:
         line=nn.Linear(6, 3),
         head=conv(6, 5),
         tail=nn.Linear(6, 5),
-    )
-
-
-@structure("channel 2", args=(IMAGE,))
-def transposed_after_split() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        a, b = self.stem(x).split((4, 8), 1)
-        up = self.up(torch.cat([b, a], 1))
-        return self.head(up[:, :, 1:-1, 1:-1].relu()) + self.side(F.pad(a, (1, 1, 1, 1)))[
-            :, :, :10, :10
-        ].mean((2, 3), keepdim=True)
-
-    return module(
-        forward,
-        stem=conv(4, 12),
-        up=nn.ConvTranspose2d(12, 8, 2, 2, groups=4),
-        head=conv(8, 5),
-        side=conv(4, 5),
-    )
-
-
-@structure("channel 5", "channel 6", "hidden 9", args=(TOKENS,))
-def conv_over_tokens_with_causal_pad() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        y = self.up(x).transpose(1, 2)
-        y = self.conv(F.pad(y, (2, 0)))
-        g = self.g(y)
-        a, b = g.chunk(2, 1)
-        return self.head((torch.tanh(a) * torch.sigmoid(b)).transpose(1, 2))
-
-    return module(
-        forward,
-        up=nn.Linear(8, 9),
-        conv=nn.Conv1d(9, 10, 3),
-        g=nn.Conv1d(10, 12, 1, groups=2),
-        head=nn.Linear(6, 5),
     )

@@ -414,22 +414,6 @@ def spectral_norm() -> nn.Module:
     )
 
 
-@structure("hidden 9~", args=(TOKENS,))
-def spatial_gate() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        u, v = F.gelu(self.up(x)).chunk(2, -1)
-        v = self.mix(self.norm(v).transpose(1, 2)).transpose(1, 2)
-        return self.head(u * v)
-
-    return module(
-        forward,
-        up=nn.Linear(8, 18),
-        norm=nn.LayerNorm(9),
-        mix=nn.Linear(7, 7),
-        head=nn.Linear(9, 5),
-    )
-
-
 @structure("hidden 2~", "hidden 9", args=(TOKENS,))
 def maxout() -> nn.Module:
     def forward(self: Any, x: Tensor) -> Tensor:
@@ -437,25 +421,6 @@ def maxout() -> nn.Module:
         return self.head(y.view(*y.shape[:-1], 9, 2).amax(-1))
 
     return module(forward, up=nn.Linear(8, 18), head=nn.Linear(9, 5))
-
-
-@structure("hidden 6", args=(TOKENS,))
-def lstm_from_learned_state() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        b = x.shape[0]
-        h = self.h.expand(2, b, 6).contiguous()
-        c = self.start(x.mean(1)).expand(2, b, 6).contiguous()
-        y, (last, cell) = self.lstm(x, (h, c))
-        return self.head(y) + self.tail(torch.cat([last[0], cell[1]], -1))[:, None]
-
-    return module(
-        forward,
-        h=weight(1, 1, 6),
-        start=nn.Linear(8, 6),
-        lstm=nn.LSTM(8, 6, 2, batch_first=True),
-        head=nn.Linear(6, 5),
-        tail=nn.Linear(12, 5),
-    )
 
 
 @structure("head-dim 4~", "head-dim 5~", args=(TOKENS,))
@@ -623,58 +588,33 @@ def split_singles_and_uneven_chunks() -> nn.Module:
     )
 
 
-@structure("hidden 9", "residual 10~", args=(TOKENS,))
-def shared_between_layers() -> nn.Module:
+@structure("hidden 6", "hidden 7", "hidden 9", args=(TOKENS,))
+def tensordot_and_inner() -> nn.Module:
     def forward(self: Any, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        for n in (self.n1, self.n2):
-            x = x + self.down(self.up(n(x)).relu())
-        return self.head(x)
+        x = self.stem(x).relu()
+        a = torch.tensordot(x, self.w, ([2], [0]))
+        return self.head(a.relu()) + self.tail(torch.inner(x, self.v).relu())
 
     return module(
         forward,
-        stem=nn.Linear(8, 10),
-        n1=nn.LayerNorm(10),
-        n2=nn.LayerNorm(10),
-        up=nn.Linear(10, 9),
-        down=nn.Linear(9, 10),
-        head=nn.Linear(10, 5),
-    )
-
-
-@structure(args=(TOKENS,))
-def unruled_op() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        a = torch.tensordot(self.a(x), self.w, ([2], [0]))
-        return (
-            self.head(a)
-            + self.b(torch.inner(self.a(x), self.v))
-            + torch.hstack([self.a(x), x]).sum(1, keepdim=True).ravel().view(-1, 1, 9)[..., :5]
-            if False
-            else self.head(a) + self.b(torch.inner(self.a(x), self.v))
-        )
-
-    return module(
-        forward,
-        a=nn.Linear(8, 9),
+        stem=nn.Linear(8, 9),
         w=weight(9, 6),
         v=weight(7, 9),
         head=nn.Linear(6, 5),
-        b=nn.Linear(7, 5),
+        tail=nn.Linear(7, 5),
     )
 
 
-@structure("hidden 6", args=(TOKENS,))
-def stacked_thirds() -> nn.Module:
+@structure("hidden 7", args=(TOKENS,))
+def op_without_a_rule() -> nn.Module:
     def forward(self: Any, x: Tensor) -> Tensor:
-        a = torch.stack([p(x) for p in self.parts], -1)
-        return self.head(a.flatten(-2)) + self.tail(
-            torch.stack([p(x) for p in self.parts], 2).flatten(2)
-        )
+        spectrum = torch.fft.rfft(self.mixed(x), dim=1).abs()
+        return self.head(spectrum) + self.tail(self.free(x).relu()).sum(1, keepdim=True)
 
     return module(
         forward,
-        parts=nn.ModuleList(nn.Linear(8, 6) for _ in range(3)),
-        head=nn.Linear(18, 5),
-        tail=nn.Linear(18, 5),
+        mixed=nn.Linear(8, 9),
+        head=nn.Linear(9, 5),
+        free=nn.Linear(8, 7),
+        tail=nn.Linear(7, 5),
     )

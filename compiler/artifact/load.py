@@ -49,7 +49,7 @@ def load_graph(
 ) -> nn.Module:
     """The graph back end's model, with its leaf modules."""
     exported = load_program(place, device)
-    program = program_of(exported.module(), exported, (), {}, "artifact")
+    program = program_of(exported.module(), exported, *exported.example_inputs, "artifact")
     leaves = {path: LeafSpec.from_json(data) for path, data in manifest["leaves"].items()}
     return emit_graph_module(program, leaves).eval()
 

@@ -13,7 +13,7 @@ from .. import rules as rules  # fills the op table
 from ..errors import CaptureError
 from ..inference.graph import Graph
 from ..ir.program import Program, is_symbolic
-from .examples import widen
+from .examples import distinct, widen
 from .export import export
 from .inline import drop_unused, inline_regions, strip_asserts
 from .outputs import select_outputs
@@ -40,6 +40,7 @@ def capture(
     if isinstance(args, Tensor):
         args = (args,)
     args, kwargs = tuple(args or ()), _defaults(model, dict(kwargs or {}))
+    args, kwargs = distinct(args, kwargs)
     if dynamic_shapes is None:
         args, kwargs = widen(args, kwargs)
     exported, how = export(model, args, kwargs, dynamic_shapes)

@@ -21,6 +21,19 @@ def widen(args: tuple[Any, ...], kwargs: dict[str, Any], to: int = 3) -> tuple[A
     return resize_batch(args, kwargs, to)
 
 
+def distinct(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """The inputs with no tensor object in two places: export would make one input of them."""
+    seen: set[int] = set()
+
+    def once(x: Any) -> Any:
+        if isinstance(x, Tensor) and id(x) in seen:
+            return x.clone()
+        seen.add(id(x))
+        return x
+
+    return pytree.tree_map(once, (args, kwargs))
+
+
 def fresh_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], seed: int) -> tuple[Any, Any]:
     """New inputs like the example: integers and booleans resampled from its own values (per
     tensor), floats drawn by its mean and spread. Deterministic under `seed`."""

@@ -40,11 +40,18 @@ def infer(program: Program) -> Inference:
             if any(n in inference.activations for n in node.all_input_nodes):
                 inference.activations.add(node)
             inference.terms[node] = _call_terms(node, inference)
+            inference.origins[node] = _origin(node, inference)
         elif node.op == "output":
             for x in node.all_input_nodes:
                 for axis, term in enumerate(_tensor_terms(inference, x)):
                     block(term, Reason(f"model output (axis {axis})", x.name, source_line(x)))
     return inference
+
+
+def _origin(node: fx.Node, inference: Inference) -> frozenset[fx.Node]:
+    if inference.sinks and inference.sinks[-1].node is node and inference.sinks[-1].weight:
+        return frozenset((node,))
+    return frozenset().union(*(inference.origins.get(n, ()) for n in node.all_input_nodes))
 
 
 def _input_terms(node: fx.Node) -> Any:

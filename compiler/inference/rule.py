@@ -121,7 +121,10 @@ def bound_arguments(node: fx.Node) -> dict[str, Any]:
 
 @dataclasses.dataclass
 class Inference:
-    """All that is known of a program after its rules have run."""
+    """All that is known of a program after its rules have run.
+
+    `origins`: the weighted contractions (layers) a value comes from, without another in between.
+    """
 
     terms: dict[fx.Node, Any] = dataclasses.field(default_factory=dict)
     tensors: dict[str, Terms] = dataclasses.field(default_factory=dict)
@@ -135,6 +138,7 @@ class Inference:
     )
     generated: dict[fx.Node, Terms] = dataclasses.field(default_factory=dict)
     activations: set[fx.Node] = dataclasses.field(default_factory=set)
+    origins: dict[fx.Node, frozenset[fx.Node]] = dataclasses.field(default_factory=dict)
     frozen: dict[fx.Node, Reason] = dataclasses.field(default_factory=dict)
     failures: dict[fx.Node, str] = dataclasses.field(default_factory=dict)
 

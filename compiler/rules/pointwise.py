@@ -50,6 +50,9 @@ def _mark_residual(c: RuleContext, operands: list[fx.Node], out: Terms) -> None:
     if name is None or name.name.rstrip("_") not in ("aten::add", "aten::sub"):
         return
     if len(operands) == 2 and all(map(c.is_activation, operands)):
+        origins = [c.inference.origins.get(n) for n in operands]
+        if origins[0] == origins[1]:  # one layer's result and a function of it (gelu, rotary)
+            return
         for axis in range(len(out)):
             carriers = [
                 n
