@@ -52,11 +52,11 @@ def compile(
     """
     if not isinstance(target, Target):
         raise TargetError("target is a Target, as in Target(speedup=2.0).")
-    args = (args,) if isinstance(args, Tensor) else tuple(args or ())
+    call: tuple[Any, ...] = (args,) if isinstance(args, Tensor) else tuple(args or ())
     kwargs = dict(kwargs or {})
     subject = model
     if device is not None:
-        args, kwargs = to_device(args, device), to_device(kwargs, device)
+        call, kwargs = to_device(call, device), to_device(kwargs, device)
         if any(t.device != torch.device(device) for t in model.parameters()):
             subject = copy.deepcopy(model).to(device)
     held = None if calibration is None else list(calibration)
@@ -65,7 +65,7 @@ def compile(
     try:
         before = evaluate(subject) if evaluate is not None else None
         graph = capture(
-            subject, args, kwargs=kwargs, dynamic_shapes=dynamic_shapes, outputs=outputs
+            subject, call, kwargs=kwargs, dynamic_shapes=dynamic_shapes, outputs=outputs
         )
         supplies = {"target": target, "train": train, "calibration": held, "device": device}
         passes, notes = build_pipeline(read_recipe(recipe), supplies, options)

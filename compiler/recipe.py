@@ -35,7 +35,11 @@ def pass_class(name: str) -> type[Pass]:
 def read_recipe(path: str | pathlib.Path | None) -> list[dict[str, Any]]:
     """The entries of a recipe file; None: the default one. Raises PlanError for a bad file."""
     if path is None:
-        text = importlib.resources.files(__package__).joinpath("recipes/default.toml").read_text()
+        text = (
+            importlib.resources.files("prunec.compiler")
+            .joinpath("recipes/default.toml")
+            .read_text()
+        )
     else:
         try:
             text = pathlib.Path(path).read_text()

@@ -90,7 +90,7 @@ class PruneHeads(Pass):
 
 
 def width_for(state: Compilation, d: Dimension, ratio: float | None, who: str) -> int:
-    """Entries to keep: by ratio, or by the allocated widths; exactly one of the two must be given."""
+    """Entries to keep: by ratio or by allocated widths; exactly one of the two must be given."""
     if state.widths is not None:
         if ratio is not None:
             raise PlanError(f"{who} got a ratio although widths are allocated; leave it out.")

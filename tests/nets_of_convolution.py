@@ -219,7 +219,7 @@ def instance_norm() -> nn.Module:
     )
 
 
-@structure("residual 8~", args=(IMAGE,))
+@structure("channel 8~", args=(IMAGE,))
 def global_response_norm() -> nn.Module:
     def forward(self: Any, x: Tensor) -> Tensor:
         x = self.stem(x).permute(0, 2, 3, 1)
@@ -413,7 +413,7 @@ def partial_convolution() -> nn.Module:
     )
 
 
-@structure("channel 4", "residual 4", "residual 4", args=(IMAGE,))
+@structure("channel 4", "channel 4", "residual 4", args=(IMAGE,))
 def res2_block() -> nn.Module:
     def forward(self: Any, x: Tensor) -> Tensor:
         parts = torch.split(self.stem(x), 4, 1)

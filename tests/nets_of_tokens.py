@@ -59,7 +59,7 @@ def chunks_cut_twice() -> nn.Module:
     )
 
 
-@structure("residual 7", args=(TOKENS,))
+@structure("hidden 7", args=(TOKENS,))
 def unbind_into_factors() -> nn.Module:
     def forward(self: Any, x: Tensor) -> Tensor:
         a, b, c = self.wide(x).view(-1, 7, 3, 7).unbind(2)
@@ -212,7 +212,7 @@ def tied_embeddings() -> nn.Module:
     return made
 
 
-@structure("residual 9", args=(IDS,))
+@structure("hidden 9", args=(IDS,))
 def embedding_with_padding() -> nn.Module:
     def forward(self: Any, ids: Tensor) -> Tensor:
         x = self.embed(ids) + self.places(torch.arange(ids.shape[1]))

@@ -92,10 +92,18 @@ def conv() -> tuple[ConvNet, Graph, fx.GraphModule]:
 def test_leaves_are_real_modules_with_the_cut_sizes(conv) -> None:
     _, _, module = conv
     expected = {
-        "stem": nn.Conv2d, "norm": nn.BatchNorm2d, "depthwise": nn.Conv2d, "grouped": nn.Conv2d,
-        "group_norm": nn.GroupNorm, "up": nn.ConvTranspose2d, "activation": nn.ReLU,
-        "drop": nn.Dropout, "hidden": nn.Linear, "layer_norm": nn.LayerNorm,
-        "rms_norm": nn.RMSNorm, "head": nn.Linear,
+        "stem": nn.Conv2d,
+        "norm": nn.BatchNorm2d,
+        "depthwise": nn.Conv2d,
+        "grouped": nn.Conv2d,
+        "group_norm": nn.GroupNorm,
+        "up": nn.ConvTranspose2d,
+        "activation": nn.ReLU,
+        "drop": nn.Dropout,
+        "hidden": nn.Linear,
+        "layer_norm": nn.LayerNorm,
+        "rms_norm": nn.RMSNorm,
+        "head": nn.Linear,
     }
     assert {path: type(module.get_submodule(path)) for path in expected} == expected
     assert module.stem.stride == (2, 2)
@@ -122,8 +130,11 @@ def test_nothing_pruned_is_the_original_exactly() -> None:
     fresh, other = torch.randn(3, 3, 8, 8), torch.rand(5)
     expected = model(fresh, other)
     for found in (
-        module(fresh, other), module(fresh, gain=other), module(fresh, flag=False, gain=other),
-        module(gain=other, x=fresh), copy.deepcopy(module)(fresh, other, False),
+        module(fresh, other),
+        module(fresh, gain=other),
+        module(fresh, flag=False, gain=other),
+        module(gain=other, x=fresh),
+        copy.deepcopy(module)(fresh, other, False),
     ):
         assert set(found) == {"out", "features"}
         assert torch.equal(found["out"], expected["out"])
@@ -290,6 +301,7 @@ def test_it_can_be_exported_again(conv) -> None:
     torch.testing.assert_close(exported.module()(x, flag=False), module(x))
     paths = {
         str(list(n.meta["nn_module_stack"].values())[-1][0])
-        for n in exported.graph.nodes if n.meta.get("nn_module_stack")
+        for n in exported.graph.nodes
+        if n.meta.get("nn_module_stack")
     }
     assert {"stem", "hidden", "norm"} <= paths

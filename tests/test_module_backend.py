@@ -45,8 +45,12 @@ class Trial:
     """A model captured, cut and carried out by the module back end."""
 
     def __init__(
-        self, model: nn.Module, inputs: tuple, kinds: Collection[str] = (),
-        outputs: str | None = None, folds: Callable[[Graph], list[Fold]] = lambda g: [],
+        self,
+        model: nn.Module,
+        inputs: tuple,
+        kinds: Collection[str] = (),
+        outputs: str | None = None,
+        folds: Callable[[Graph], list[Fold]] = lambda g: [],
         keep: Callable[[int], Tensor] = lambda size: torch.arange(size)[1::2],
     ) -> None:
         torch.manual_seed(0)
@@ -96,7 +100,8 @@ class Trial:
         terms = self.graph.inference.tensors
         return {
             known: {i: term_indices(t, self.kept) for i, t in enumerate(terms[name])}
-            for name in terms for known in (name, *self.graph.program.aliases.get(name, ()))
+            for name in terms
+            for known in (name, *self.graph.program.aliases.get(name, ()))
         }
 
     def check_original(self) -> None:
@@ -186,10 +191,17 @@ def test_a_constant_without_a_bias_is_refused() -> None:
 
 
 def bert() -> BertForSequenceClassification:
-    return BertForSequenceClassification(BertConfig(
-        vocab_size=11, hidden_size=48, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=64, max_position_embeddings=16, num_labels=3,
-    ))
+    return BertForSequenceClassification(
+        BertConfig(
+            vocab_size=11,
+            hidden_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=16,
+            num_labels=3,
+        )
+    )
 
 
 def test_bert() -> None:
@@ -218,11 +230,22 @@ def test_bert_with_layers_that_differ_keeps_its_config() -> None:
 
 
 def llama(tied: bool = False) -> LlamaForCausalLM:
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=11, hidden_size=48, num_hidden_layers=2, num_attention_heads=8,
-        num_key_value_heads=4, head_dim=12, intermediate_size=64, max_position_embeddings=64,
-        tie_word_embeddings=tied, pad_token_id=0, eos_token_id=None, bos_token_id=None,
-    ))
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=11,
+            hidden_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            head_dim=12,
+            intermediate_size=64,
+            max_position_embeddings=64,
+            tie_word_embeddings=tied,
+            pad_token_id=0,
+            eos_token_id=None,
+            bos_token_id=None,
+        )
+    )
 
 
 def test_llama_generates_with_its_cache() -> None:
@@ -267,10 +290,17 @@ def test_tied_embeddings_stay_tied(tmp_path: Any) -> None:
 
 
 def test_vit_with_fewer_heads_states_its_head_width() -> None:
-    model = ViTForImageClassification(ViTConfig(
-        image_size=16, patch_size=4, hidden_size=48, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=64, num_labels=5,
-    ))
+    model = ViTForImageClassification(
+        ViTConfig(
+            image_size=16,
+            patch_size=4,
+            hidden_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=64,
+            num_labels=5,
+        )
+    )
     trial = Trial(model, (torch.randn(2, 3, 16, 16),), ("head", "hidden"), "logits")
     config = trial.module.config
     assert (config.num_attention_heads, config.head_dim, config.hidden_size) == (2, 12, 48)
@@ -278,10 +308,17 @@ def test_vit_with_fewer_heads_states_its_head_width() -> None:
 
 
 def test_gpt2_splits_at_its_new_width() -> None:
-    model = GPT2LMHeadModel(GPT2Config(
-        vocab_size=11, n_embd=48, n_layer=2, n_head=4, n_positions=16, bos_token_id=0,
-        eos_token_id=0,
-    ))
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=11,
+            n_embd=48,
+            n_layer=2,
+            n_head=4,
+            n_positions=16,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
     trial = Trial(model, (TOKENS,), ("head",), "logits", keep=lambda size: torch.arange(1, size))
     assert trial.trials == 2  # the split shows the new width; then the config
     attention = trial.module.transformer.h[0].attn

@@ -49,7 +49,8 @@ def load_graph(
 ) -> nn.Module:
     """The graph back end's model, with its leaf modules."""
     exported = load_program(place, device)
-    program = program_of(exported.module(), exported, *exported.example_inputs, "artifact")
+    args, kwargs = exported.example_inputs or ((), {})
+    program = program_of(exported.module(), exported, args, kwargs, "artifact")
     leaves = {path: LeafSpec.from_json(data) for path, data in manifest["leaves"].items()}
     return emit_graph_module(program, leaves).eval()
 
@@ -67,7 +68,7 @@ def _transformers_model(name: str, place: pathlib.Path) -> nn.Module | None:
     config = config_class.from_dict(json.loads((place / "config.json").read_text()))
     model = cls(config)
     if (place / "generation_config.json").exists() and hasattr(model, "generation_config"):
-        generation = type(model.generation_config)
+        generation: Any = type(model.generation_config)
         model.generation_config = generation.from_pretrained(place)
     return model
 

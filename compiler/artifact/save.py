@@ -154,10 +154,10 @@ def weight_bytes(place: pathlib.Path) -> int:
 
 
 def _save_config(model: nn.Module, place: pathlib.Path) -> None:
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if hasattr(config, "save_pretrained"):
         config.save_pretrained(place)
-    generation = getattr(model, "generation_config", None)
+    generation: Any = getattr(model, "generation_config", None)
     if hasattr(generation, "save_pretrained"):
         with contextlib.suppress(ValueError):  # an invalid one never was loadable
             generation.save_pretrained(place)

@@ -39,12 +39,11 @@ def capture(
         raise CaptureError(f"capture needs an nn.Module, not a {type(model).__name__}.")
     if isinstance(args, Tensor):
         args = (args,)
-    args, kwargs = tuple(args or ()), _defaults(model, dict(kwargs or {}))
-    args, kwargs = distinct(args, kwargs)
+    call = distinct(tuple(args or ()), _defaults(model, dict(kwargs or {})))
     if dynamic_shapes is None:
-        args, kwargs = widen(args, kwargs)
-    exported, how = export(model, args, kwargs, dynamic_shapes)
-    program = program_of(model, exported, args, kwargs, how)
+        call = widen(*call)
+    exported, how = export(model, *call, dynamic_shapes)
+    program = program_of(model, exported, *call, how)
     if outputs is not None:
         select_outputs(program, outputs)
         drop_unused(program.graph)

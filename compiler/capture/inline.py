@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import map_arg
 
 ASSERTS = {
     "aten::_assert_tensor_metadata",
@@ -74,13 +75,13 @@ def _splice(
             if node.op == "placeholder":
                 mapping[node] = next(supply)
             elif node.op == "output":
-                result = fx.map_arg(node.args[0], lambda n: mapping[n])
+                result = map_arg(node.args[0], lambda n: mapping[n])
             else:
                 mapping[node] = graph.node_copy(node, lambda n: mapping[n])
                 if node.op == "get_attr" and "val" not in node.meta:
                     _adopt(graph.owning_module, body, str(node.target))
         if no_grad:
-            result = fx.map_arg(result, lambda n: _detached(graph, n))
+            result = map_arg(result, lambda n: _detached(graph, n))
     _replace(graph, call, result)
 
 
@@ -106,8 +107,8 @@ def _replace(graph: fx.Graph, call: fx.Node, result: Any) -> None:
                 user.replace_all_uses_with(result[user.args[1]])  # type: ignore[index]
                 graph.erase_node(user)
             else:
-                fx.node.map_arg(user.args, lambda n: n)
-                user.args = fx.map_arg(user.args, lambda n: tuple(result) if n is call else n)
+                map_arg(user.args, lambda n: n)
+                user.args = map_arg(user.args, lambda n: tuple(result) if n is call else n)
     else:
         call.replace_all_uses_with(result)
     graph.erase_node(call)

@@ -116,10 +116,10 @@ def _unlabelled(data: list[Any] | None) -> list[Any] | None:
     return found
 
 
-def _evaluate(spec: str | None) -> Callable[[nn.Module], float] | None:
+def _evaluate(spec: str | None) -> Callable[[nn.Module], Any] | None:
     if spec is None:
         return None
-    function = import_factory(spec)
+    function: Any = import_factory(spec)
     if not callable(function):
         raise SourceError(f"--evaluate {spec} is not callable; name a function of a model.")
     return function

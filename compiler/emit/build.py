@@ -38,7 +38,8 @@ class Dense:
 def emit(graph: Graph, program: Program, kept: Kept) -> tuple[Dense, dict[str, dict[str, Any]]]:
     """The dense model as a graph module and, where it agrees with that, as the user's own class.
 
-    `kept`: what the program was rewritten with. Returns it with the attributes that the module back end changed. The two share parameters.
+    `kept`: what the program was rewritten with. Returns it with the attributes that the module back
+    end changed. The two share parameters.
     """
     leaves = leaf_specs(graph.source, graph.program)
     graph_module = emit_graph_module(program, leaves)

@@ -52,7 +52,7 @@ class Dimension:
 
 
 def find_dimensions(program: Program, inference: Inference) -> dict[str, Dimension]:
-    """All dimensions by name, in the order of the graph's tensors; blocked ones after the others."""
+    """All dimensions by name, in the order of the graph's tensors; blocked ones come last."""
     _block_uncontracted(inference)
     members = _members(inference)
     statistics: dict[Var, list[Reason]] = defaultdict(list)

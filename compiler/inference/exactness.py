@@ -16,10 +16,34 @@ from ..ir.terms import Reason, Var, variables
 from .rule import Inference, bound_arguments, op_name
 
 KEEP_ZERO = frozenset(
-    ["relu", "relu6", "gelu", "silu", "tanh", "neg", "abs", "sqrt", "sin", "asin", "sinh", "asinh", "tan", "atan", "atanh", "erf", "square", "sign", "sgn", "hardtanh", "hardswish", "leaky_relu", "elu", "selu", "celu", "mish", "dropout", "feature_dropout", "alpha_dropout", "contiguous", "to", "_to_copy", "clone", "detach", "alias", "type_as", "expm1", "log1p", "round", "floor", "ceil", "trunc", "frac", "fix", "hardshrink", "softshrink", "tanhshrink", "prelu", "positive", "lift_fresh_copy", "nan_to_num", "native_dropout", "rad2deg", "deg2rad", "multiply_scalar", "view", "reshape", "_unsafe_view", "flatten", "unflatten", "permute", "transpose", "swapaxes", "t", "numpy_T", "mT", "movedim", "unsqueeze", "squeeze", "expand", "expand_as", "broadcast_to", "repeat", "tile", "repeat_interleave", "cat", "concat", "stack", "split", "split_with_sizes", "chunk", "tensor_split", "unbind", "slice", "narrow", "select", "roll", "flip", "unfold", "im2col", "col2im", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "sum", "mean", "amax", "amin", "cumsum", "index", "gather", "index_select", "take_along_dim", "tril", "triu", "diagonal", "view_as", "reshape_as", "glu", "real", "imag", "view_as_real", "view_as_complex", "conj", "lstm", "gru", "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "max_pool1d_with_indices", "max_pool2d_with_indices", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d", "grid_sampler", "zeros", "new_zeros", "zeros_like", "embedding", "linalg_vector_norm", "norm", "rnn_tanh", "rnn_relu"]
+    (
+        "relu relu6 gelu silu tanh neg abs sqrt sin asin sinh asinh tan atan atanh erf square "
+        "sign sgn hardtanh hardswish leaky_relu elu selu celu mish dropout feature_dropout "
+        "alpha_dropout contiguous to _to_copy clone detach alias type_as expm1 log1p round "
+        "floor ceil trunc frac fix hardshrink softshrink tanhshrink prelu positive "
+        "lift_fresh_copy nan_to_num native_dropout rad2deg deg2rad multiply_scalar view "
+        "reshape _unsafe_view flatten unflatten permute transpose swapaxes t numpy_T mT "
+        "movedim unsqueeze squeeze expand expand_as broadcast_to repeat tile "
+        "repeat_interleave cat concat stack split split_with_sizes chunk tensor_split unbind "
+        "slice narrow select roll flip unfold im2col col2im pixel_shuffle pixel_unshuffle "
+        "channel_shuffle sum mean amax amin cumsum index gather index_select take_along_dim "
+        "tril triu diagonal view_as reshape_as glu real imag view_as_real view_as_complex "
+        "conj lstm gru max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d "
+        "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d "
+        "adaptive_max_pool2d adaptive_max_pool3d max_pool1d_with_indices "
+        "max_pool2d_with_indices upsample_nearest1d upsample_nearest2d upsample_nearest3d "
+        "upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d "
+        "_upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad1d reflection_pad2d "
+        "replication_pad1d replication_pad2d grid_sampler zeros new_zeros zeros_like "
+        "embedding linalg_vector_norm norm rnn_tanh rnn_relu"
+    ).split()
 )
 CONTRACTIONS = frozenset(
-    ["linear", "matmul", "mm", "bmm", "mv", "dot", "einsum", "conv1d", "conv2d", "conv3d", "convolution", "_convolution", "bilinear", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "addmm", "baddbmm", "addmv", "outer", "ger", "mul", "multiply", "tensordot", "inner", "vdot"]
+    (
+        "linear matmul mm bmm mv dot einsum conv1d conv2d conv3d convolution _convolution "
+        "bilinear conv_transpose1d conv_transpose2d conv_transpose3d addmm baddbmm addmv "
+        "outer ger mul multiply tensordot inner vdot"
+    ).split()
 )
 ADDENDS = {
     "linear": "bias",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Graph:
-    """A model as a graph of ATen calls whose axes carry dimension terms. Never changed by passes."""
+    """A model as a graph of ATen calls whose axes carry dimension terms. Passes never change it."""
 
     def __init__(self, program: Program) -> None:
         self.program = program

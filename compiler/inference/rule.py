@@ -59,7 +59,7 @@ class Sink:
 
 @dataclasses.dataclass(frozen=True)
 class Statistic:
-    """A node that takes a statistic over axes of its first operand; `term` is coupled by its norm."""
+    """A node that takes a statistic over axes of its first operand; `term` is norm-coupled by it."""
 
     node: fx.Node
     term: Term
@@ -152,6 +152,11 @@ class RuleContext:
         self.value = fake_value(node)
 
     # what is known
+
+    @property
+    def op(self) -> str:
+        """The op's name without its namespace and in-place mark: `linear`, `add`."""
+        return op_name(self.node.target).rpartition("::")[2].rstrip("_")
 
     def terms(self, x: Any) -> Terms:
         """The terms of a tensor argument, one per axis; [] for anything else."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 from ..inference.dimensions import Dimension
 from ..inference.graph import Graph
@@ -230,7 +231,7 @@ def _contribution(
             return weight.value
         return None  # the bias counts once, in the consumer itself
 
-    args, kwargs = fx.node.map_arg((sink.node.args, sink.node.kwargs), argument)
+    args, kwargs = map_arg((sink.node.args, sink.node.kwargs), argument)
     name = op_name(sink.node.target)
     if name in ("aten::linear", "aten::conv1d", "aten::conv2d", "aten::conv3d"):
         result = sink.node.target(*args, **kwargs)  # type: ignore[operator]

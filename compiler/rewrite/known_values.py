@@ -14,12 +14,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 from ..inference.rule import bound_arguments, find_rule, op_name
 from ..ir.program import Program, hint, memory_owners, mutates, shape_of, written
 
 VIEWS = frozenset(
-    ["view", "reshape", "_unsafe_view", "flatten", "unflatten", "permute", "transpose", "t", "numpy_T", "mT", "movedim", "unsqueeze", "squeeze", "expand", "expand_as", "broadcast_to", "repeat", "tile", "repeat_interleave", "cat", "concat", "stack", "split", "split_with_sizes", "chunk", "tensor_split", "unbind", "slice", "narrow", "select", "roll", "flip", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "contiguous", "clone", "detach", "alias", "to", "_to_copy", "type_as", "dropout", "feature_dropout", "index_select", "reshape_as", "view_as", "swapaxes", "concatenate", "unsafe_split", "unsafe_chunk", "alpha_dropout", "lift_fresh_copy", "native_dropout", "pad", "constant_pad_nd", "im2col"]
+    (
+        "view reshape _unsafe_view flatten unflatten permute transpose t numpy_T mT movedim "
+        "unsqueeze squeeze expand expand_as broadcast_to repeat tile repeat_interleave cat "
+        "concat stack split split_with_sizes chunk tensor_split unbind slice narrow select "
+        "roll flip pixel_shuffle pixel_unshuffle channel_shuffle contiguous clone detach "
+        "alias to _to_copy type_as dropout feature_dropout index_select reshape_as view_as "
+        "swapaxes concatenate unsafe_split unsafe_chunk alpha_dropout lift_fresh_copy "
+        "native_dropout pad constant_pad_nd im2col"
+    ).split()
 )
 REDUCTIONS = frozenset(["sum", "mean", "amax"])  # of marks that are 0 or 1: 0 where all are 0
 CHANNEL_NORMS = frozenset(["batch_norm", "group_norm", "instance_norm"])
@@ -147,7 +156,7 @@ def _fill(x: Any, values: dict[fx.Node, Any], masks: bool) -> Any:
 
 
 def _run(node: fx.Node, values: dict[fx.Node, Any], masks: bool) -> Any:
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: _fill(n, values, masks))
+    args, kwargs = map_arg((node.args, node.kwargs), lambda n: _fill(n, values, masks))
     if masks and op_name(node.target) in ("aten::to", "aten::_to_copy", "aten::type_as"):
         return args[0]
     if mutates(node.target):  # what is known of the operand, and the model's memory, stay
@@ -207,7 +216,7 @@ def _contract(node: fx.Node, given: dict[str, Any], values: dict[fx.Node, Any]) 
 
     def run(a: Tensor, b: Tensor, extra: Any) -> Tensor:
         swap = {left: a, right: b, addend: extra}
-        args, kwargs = fx.node.map_arg(
+        args, kwargs = map_arg(
             (node.args, node.kwargs), lambda n: swap[n] if n in swap else _fill(n, values, False)
         )
         return node.target(*args, **kwargs)  # type: ignore[operator]
@@ -260,7 +269,10 @@ OPERANDS = (
     ("x", "vec", ""),
 )
 CONTRACTIONS = frozenset(
-    ["linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "matmul", "bmm", "mm", "mv", "addmm", "baddbmm", "addmv", "einsum"]
+    (
+        "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d "
+        "matmul bmm mm mv addmm baddbmm addmv einsum"
+    ).split()
 )
 
 

@@ -1,4 +1,4 @@
-"""Kept indices -> a smaller program: tensors cut, every integer of the graph rewritten from terms."""
+"""Kept indices -> a smaller program: tensors cut, the graph's integers rewritten from terms."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from ..inference.graph import Graph
 from ..inference.rule import bound_arguments, op_name
 from ..ir.program import Program
-from ..ir.terms import Concat, Term, resolve, variables
+from ..ir.terms import Concat, Term, known_size, resolve, variables
 from .slicing import Kept, cut_tensor, term_indices, touches
 
 
@@ -47,7 +47,10 @@ class CutOnUse(dict[str, Tensor]):
         return cut_tensor(tensor, self.terms[name], self.kept)
 
     def get(self, name: str, default: Any = None) -> Any:
-        return self[name] if name in self else default
+        try:
+            return self[name]
+        except KeyError:
+            return default
 
 
 def rewrite(graph: Graph, kept: Kept, folds: Sequence[Fold] = (), on_use: bool = False) -> Program:
@@ -117,7 +120,7 @@ class _NodeWriter:
         """A size argument at the new width: literals are replaced, -1 is kept, and an expression
         of dynamic sizes is multiplied by new / old where it has the old width as a factor, reduced
         by old - new where it has it as a summand."""
-        new, old = self.size(term), term.size
+        new, old = self.size(term), known_size(term)
         if isinstance(value, int):
             return value if value == -1 else new
         if not isinstance(value, fx.Node) or new == old:

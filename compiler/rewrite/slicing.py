@@ -1,10 +1,12 @@
-"""From kept indices of dimensions to kept indices of tensor axes; the only code that cuts tensors."""
+"""Kept indices of dimensions to kept indices of tensor axes; the only code that cuts tensors."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ir.terms import Fixed, Product, Term, Var, resolve, variables
@@ -35,19 +37,27 @@ def term_indices(term: Term, kept: Kept) -> Tensor:
 
 
 def term_labels(term: Term, var: Var) -> Tensor:
-    """For each position along an axis, the index of `var` it belongs to, -1 for none (int64)."""
+    """For each position along an axis, the entries of `var` it belongs to, -1 for none.
+
+    int64 of shape [k, positions]: one row, but for a product that holds `var` k times (an outer
+    product of a width with itself), where a position belongs to several entries.
+    """
     term = resolve(term)
     if term is var:
-        return torch.arange(var.size)
+        return torch.arange(var.size)[None]
     if isinstance(term, (Var, Fixed)):
-        return torch.full((term.size or 0,), -1, dtype=torch.int64)
+        return torch.full((1, term.size or 0), -1, dtype=torch.int64)
     if isinstance(term, Product):
-        flat = torch.full((1,), -1, dtype=torch.int64)
-        for factor in term.factors:
-            inner = term_labels(factor, var)
-            flat = torch.maximum(flat[:, None], inner[None, :]).reshape(-1)
-        return flat
-    return torch.cat([term_labels(part, var) for part in term.parts])
+        rows: list[Tensor] = []
+        sizes = [factor.size or 0 for factor in term.factors]
+        for i, factor in enumerate(term.factors):
+            if var in variables(factor):
+                outer, inner = math.prod(sizes[:i]), math.prod(sizes[i + 1 :])
+                rows += term_labels(factor, var).repeat_interleave(inner, 1).repeat(1, outer)
+        return torch.stack(rows) if rows else torch.full((1, math.prod(sizes)), -1)
+    pieces = [term_labels(part, var) for part in term.parts]
+    depth = max(len(piece) for piece in pieces)
+    return torch.cat([F.pad(p, (0, 0, 0, depth - len(p)), value=-1) for p in pieces], dim=1)
 
 
 def touches(terms: Sequence[Term], kept: Kept) -> bool:

@@ -21,7 +21,8 @@ def scaled_dot_product_attention(
         c.unify(a, b)
     if enable_gqa and len(q) > 2:
         heads, shared = resolve(q[-3]).size, resolve(k[-3]).size
-        assert heads and shared
+        assert heads is not None
+        assert shared is not None
         repeat = c.var(heads // shared)
         c.role(repeat, "repeat")
         c.role(repeat, "head")

@@ -81,7 +81,7 @@ def matmul(c: RuleContext, x: Any, other: Any, mat2: Any, vec: Any, tensor: Any)
 @op_rule("aten::addmm", "aten::baddbmm", "aten::addbmm")
 def addmm(c: RuleContext, x: Any, mat1: Any, mat2: Any, batch1: Any, batch2: Any) -> Terms:
     a, b = (mat1, mat2) if mat1 is not None else (batch1, batch2)
-    if c.node.target._schema.name == "aten::addbmm":
+    if c.op == "addbmm":
         raise ValueError("addbmm sums over its batch")
     return contract_matrices(c, a, b, bias=x)
 

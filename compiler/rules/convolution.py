@@ -37,7 +37,7 @@ def convolution(
     c: RuleContext, x: Any, weight: Any, bias: Any, groups: Any, transposed: Any
 ) -> Terms:
     """x [N, G*I, ...]; weight [G*O, I, ...], transposed [G*I, O, ...]; result [N, G*O, ...]."""
-    flipped = bool(transposed) or "conv_transpose" in c.node.target._schema.name
+    flipped = bool(transposed) or "conv_transpose" in c.op
     terms, w = c.terms(x), c.terms(weight)
     spatial = len(w) - 2
     channel = len(terms) - spatial - 1  # an unbatched input has no axis before it

@@ -16,7 +16,7 @@ def layer_norm(c: RuleContext, x: Any, normalized_shape: Any, weight: Any, bias:
         for a, b in zip(c.terms(parameter), own, strict=False):
             c.unify(a, b)
     for term in own:
-        c.statistic(term, f"{c.node.target._schema.name.split('::')[1]} takes statistics over it")
+        c.statistic(term, f"{c.op} takes statistics over it")
     c.resize("normalized_shape", own)
     if isinstance(c.value, (tuple, list)):
         rest = [*terms[: len(terms) - len(own)], *(c.fixed(1) for _ in own)]

@@ -13,7 +13,18 @@ from torch import fx
 from ..inference.rule import RuleContext, Terms, op_rule
 from ..ir.terms import UNIT, resolve
 
-UNTAGGED = ["dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "contiguous", "to", "_to_copy", "clone", "detach", "alias", "lift_fresh", "lift_fresh_copy", "type_as", "rsub", "fill", "copy", "zero", "hardswish", "hardsigmoid", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "where", "masked_fill", "bernoulli", "__and__", "__or__", "__xor__", "floor_divide", "true_divide", "divide", "multiply", "subtract", "square", "float", "relu6", "log_sigmoid", "logsigmoid_backward", "mish", "selu", "celu", "clip", "lerp", "uniform", "normal", "positive", "_conj", "resolve_conj", "resolve_neg", "real", "conj", "requires_grad_", "nan_to_num", "softplus", "greater", "less", "greater_equal", "less_equal", "not_equal", "eq", "ne", "rrelu", "special_expit", "special_erf", "_assert_async", "pow", "arctan2", "atan2", "fmod", "remainder", "isclose", "logit", "special_xlog1py", "xlogy", "clamp", "_autocast_to_reduced_precision", "_autocast_to_full_precision"]
+UNTAGGED = (
+    "dropout feature_dropout alpha_dropout feature_alpha_dropout contiguous to _to_copy "
+    "clone detach alias lift_fresh lift_fresh_copy type_as rsub fill copy zero hardswish "
+    "hardsigmoid zeros_like ones_like full_like empty_like rand_like randn_like where "
+    "masked_fill bernoulli __and__ __or__ __xor__ floor_divide true_divide divide "
+    "multiply subtract square float relu6 log_sigmoid logsigmoid_backward mish selu celu "
+    "clip lerp uniform normal positive _conj resolve_conj resolve_neg real conj "
+    "requires_grad_ nan_to_num softplus greater less greater_equal less_equal not_equal "
+    "eq ne rrelu special_expit special_erf _assert_async pow arctan2 atan2 fmod remainder "
+    "isclose logit special_xlog1py xlogy clamp _autocast_to_reduced_precision "
+    "_autocast_to_full_precision"
+).split()
 
 
 @op_rule("prunec::pointwise", *(f"aten::{name}" for name in UNTAGGED))
@@ -46,8 +57,7 @@ def broadcast(c: RuleContext, operands: list[fx.Node], rank: int) -> Terms:
 
 def _mark_residual(c: RuleContext, operands: list[fx.Node], out: Terms) -> None:
     """A sum of two activations makes a stream: what it couples is a residual width."""
-    name = getattr(c.node.target, "_schema", None)
-    if name is None or name.name.rstrip("_") not in ("aten::add", "aten::sub"):
+    if c.op not in ("add", "sub"):
         return
     if len(operands) == 2 and all(map(c.is_activation, operands)):
         origins = [c.inference.origins.get(n) for n in operands]

@@ -89,7 +89,7 @@ def gru(
 ) -> Any:
     if not isinstance(batch_first, bool):
         raise ValueError("packed sequences")
-    gates = 3 if c.node.target._schema.name == "aten::gru" else 1
+    gates = 3 if c.op == "gru" else 1
     return _recurrent(
         c, x, [hx], list(params), gates, has_biases, num_layers, bidirectional, batch_first
     )

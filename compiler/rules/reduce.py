@@ -55,7 +55,7 @@ def sum_(c: RuleContext, x: Any, dim: Any, keepdim: Any) -> Terms:
 )
 def statistic(c: RuleContext, x: Any, dim: Any, keepdim: Any) -> Terms:
     axes = reduced_axes(c, x, dim)
-    name = c.node.target._schema.name.split("::")[1]
+    name = c.op
     for axis in axes:
         c.statistic(c.terms(x)[axis], f"{name} over it")
         if name.startswith(("var", "std")):
@@ -104,8 +104,7 @@ def ordered_pair(c: RuleContext, x: Any, dim: Any) -> Any:
     terms = c.terms(x)
     axis = c.axis(-1 if dim is None else dim, len(terms))
     c.block(terms[axis], "its entries are ranked")
-    size = [len(v.shape) for v in c.value][0]
-    if size == len(terms):
+    if len(c.value[0].shape) == len(terms):
         terms[axis] = c.fixed(_size(c, axis), "ranked")
     else:
         terms.pop(axis)

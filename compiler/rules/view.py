@@ -28,7 +28,7 @@ from ..ir.terms import (
 def viewed(c: RuleContext, x: Any, sizes: Sequence[int | None], argument: str | None) -> Terms:
     """The terms of a row-major view of x as `sizes`; `argument` holds the sizes to rewrite."""
     terms = c.terms(x)
-    out = None
+    out: Terms | None = None
     if all(s is not None for s in sizes):
         out = reshape(terms, [s for s in sizes if s is not None], c.reason("view cuts across it"))
     if out is None:
@@ -44,9 +44,7 @@ def view(c: RuleContext, x: Any, size: Any, dtype: Any) -> Terms:
     if dtype is not None and size is None:
         c.block_all(x, "view as another dtype")
         return [c.fixed(s) for s in c.out_shape]
-    return viewed(
-        c, x, c.out_shape, "shape" if c.node.target._schema.name.endswith("reshape") else "size"
-    )
+    return viewed(c, x, c.out_shape, "shape" if c.op == "reshape" else "size")
 
 
 @op_rule("aten::view_as", "aten::reshape_as")
@@ -88,7 +86,7 @@ def transpose(c: RuleContext, x: Any, dim0: Any, dim1: Any, axis0: Any, axis1: A
 @op_rule("aten::t", "aten::numpy_T", "aten::mT", "aten::matrix_H", "aten::adjoint", "aten::mH")
 def t(c: RuleContext, x: Any) -> Terms:
     terms = c.terms(x)
-    if c.node.target._schema.name == "aten::numpy_T" or len(terms) < 3:
+    if c.op == "numpy_T" or len(terms) < 3:
         return terms[::-1]
     return [*terms[:-2], terms[-1], terms[-2]]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 
 from ..ir.program import Program, memory_owners, output_values, written
 
@@ -78,7 +79,7 @@ class ProgramInterpreter(fx.Interpreter):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if self.dtype is not None:
-            args, kwargs = fx.node.map_aggregate((args, kwargs), self._dtype_argument)
+            args, kwargs = map_aggregate((args, kwargs), self._dtype_argument)
         return super().call_function(target, args, kwargs)
 
     def _dtype_argument(self, x: Any) -> Any:

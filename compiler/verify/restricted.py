@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 from ..inference.graph import Graph
 from ..inference.rule import bound_arguments, op_name
@@ -24,7 +25,11 @@ Keep = list[Tensor | None]
 Formula = Callable[[Tensor, Keep, dict[str, Any]], Any]
 FORMULAS: dict[str, Formula] = {}
 EXACT_WITH_ZEROS = frozenset(
-    ["aten::sum", "aten::linalg_vector_norm", "aten::norm", "aten::frobenius_norm", "aten::cdist", "aten::any", "aten::_weight_norm", "aten::_weight_norm_interface", "aten::count_nonzero", "aten::normalize", "aten::nansum"]
+    (
+        "aten::sum aten::linalg_vector_norm aten::norm aten::frobenius_norm aten::cdist "
+        "aten::any aten::_weight_norm aten::_weight_norm_interface aten::count_nonzero "
+        "aten::normalize aten::nansum"
+    ).split()
 )
 
 
@@ -73,7 +78,7 @@ class RestrictedInterpreter(ProgramInterpreter):
         source = n.args[0]
         if function is None or not isinstance(source, fx.Node):
             return None
-        given = fx.node.map_arg(bound_arguments(n), lambda x: self.env[x])
+        given = map_arg(bound_arguments(n), lambda x: self.env[x])
         if "key" in given:  # the statistic of attention runs over its keys
             source = n.args[1]
         keep = self._keep(self.graph_terms.get(source), self.env[source])

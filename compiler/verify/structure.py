@@ -69,20 +69,22 @@ def _compare_outputs(program: Program, outputs: list[Any]) -> None:
     node = next(n for n in program.graph.nodes if n.op == "output")
     for x, found in zip(output_values(node.args[0]), outputs, strict=True):
         expected = x.meta.get("val") if isinstance(x, fx.Node) else None
-        if isinstance(expected, Tensor) and isinstance(found, Tensor):
-            if found.dtype != expected.dtype or list(found.shape) != shape_of(expected):
-                raise VerificationError(
-                    f"output {x.name} has shape {list(found.shape)} and {found.dtype}; the "
-                    f"original's is {shape_of(expected)} and {expected.dtype}."
-                )
+        if not isinstance(expected, Tensor) or not isinstance(found, Tensor):
+            continue
+        if found.dtype != expected.dtype or list(found.shape) != shape_of(expected):
+            raise VerificationError(
+                f"output {x.name} has shape {list(found.shape)} and {found.dtype}; the "
+                f"original's is {shape_of(expected)} and {expected.dtype}."
+            )
 
 
 def check_finite(model: torch.nn.Module) -> None:
-    """Raise VerificationError when a parameter or buffer holds a NaN or an infinity it should not."""
+    """Raise VerificationError when a parameter holds a NaN or an infinity."""
     for name, tensor in model.named_parameters():
-        if tensor.is_floating_point() and tensor.device.type != "meta":
-            if not bool(torch.isfinite(tensor).all()):
-                raise VerificationError(
-                    f"parameter '{name}' holds non-finite values; lower the learning rate, or check "
-                    "the training data."
-                )
+        if not tensor.is_floating_point() or tensor.device.type == "meta":
+            continue
+        if not bool(torch.isfinite(tensor).all()):
+            raise VerificationError(
+                f"parameter '{name}' holds non-finite values; lower the learning rate, or check "
+                "the training data."
+            )
