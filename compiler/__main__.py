@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import pathlib
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import torch
 import typer
 from rich.console import Console
 
-from .artifact.load import load
 from .capture.capture import capture
 from .commands.bench import bench_command
 from .commands.compile import CompileOptions, compile_command
+from .commands.open_model import open_model
 from .commands.verify import verify_command
 from .errors import PrunecError
-from .sources.model import resolve_model
 
 app = typer.Typer(
     help="Smaller dense PyTorch and ONNX models: proven equal to their masked original, measured.",
@@ -24,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 120)  # files and pipes: whole tables
 
 Model = Annotated[
     str,
@@ -73,7 +72,9 @@ def compile_(
     inputs: Inputs = None,
     outputs: Outputs = None,
     exclude: Annotated[list[str] | None, typer.Option(help="dimensions left alone")] = None,
-    round_to: Annotated[int, typer.Option(help="keep widths that are multiples of it")] = 1,
+    round_to: Annotated[
+        int | None, typer.Option(help="keep widths that are multiples of it")
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(help="recovery steps on DATA; 0: no training")
     ] = None,
@@ -119,11 +120,18 @@ def compile_(
 
 
 @app.command()
-def explain(model: Model, inputs: Inputs = None, outputs: Outputs = None) -> None:
+def explain(
+    model: Model,
+    inputs: Inputs = None,
+    outputs: Outputs = None,
+    members: Annotated[
+        bool, typer.Option("--members", help="list all tensor axes of a dimension")
+    ] = False,
+) -> None:
     """List every dimension of MODEL: kind, size, members, exact or norm-coupled, or why blocked."""
-    source = resolve_model(model, input_spec=inputs, load_artifact=load)
+    source = open_model(model, inputs)
     graph = capture(source.model.eval(), source.args, kwargs=source.kwargs, outputs=outputs)
-    console.print(graph.explain(), markup=False, highlight=False, soft_wrap=True)
+    console.print(graph.explain(members), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -155,21 +163,24 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point: errors raised on purpose end with one sentence and exit code 1."""
     torch.set_warn_always(False)
     try:
-        app(args=arguments, standalone_mode=False)
+        code = app(args=arguments, standalone_mode=False)
     except PrunecError as error:
         _fail(error)
-    except KeyboardInterrupt:
-        _say("interrupted; nothing was written")
-        sys.exit(130)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
     except Exception as error:
         usage: Any = getattr(error, "exit_code", None)
         if usage is not None and hasattr(error, "format_message"):
             _say(error.format_message())  # type: ignore[attr-defined]
             sys.exit(usage)
         _fail(error)
+    if code == INTERRUPTED:  # typer turns the exception into this code
+        _say("interrupted; nothing was written")
+    if code:
+        sys.exit(code)
 
 
-def _fail(error: Exception) -> None:
+def _fail(error: Exception) -> NoReturn:
     if state["debug"]:
         raise error
     text = str(error) if isinstance(error, PrunecError) else f"{type(error).__name__}: {error}"

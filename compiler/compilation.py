@@ -28,7 +28,8 @@ class Compilation:
 
     def __init__(self, graph: Graph, calibration: list[list[Any]] | None = None) -> None:
         self.graph = graph
-        self.plan = Plan(model=type(graph.source).__qualname__, graph=graph)
+        name = type(graph.source).__qualname__
+        self.plan = Plan(model=name, outputs=graph.outputs, graph=graph)
         self.scores: dict[str, Tensor] | None = None
         self.widths: dict[str, int] | None = None
         self.dense: Dense | None = None

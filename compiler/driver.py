@@ -44,7 +44,8 @@ def compile(
     `args`, `kwargs`, `dynamic_shapes`, `outputs`: as `capture`. `calibration`: unlabelled batches
     on which the result is also proven. `train`: batches to recover on, by distillation from the
     original (left out without). `evaluate`: a callable on a model, higher is better; below `floor`
-    times the original's value QualityError is raised. `device`: compile on this device (a copy of
+    times the original's value (1 - `floor` of its size below it)
+    QualityError is raised. `device`: compile on this device (a copy of
     the model is moved there). `recipe`: a TOML list of passes; `options`: per pass name, options
     that win over the recipe's. `measure`: time original and result side by side.
 
@@ -57,9 +58,10 @@ def compile(
     subject = model
     if device is not None:
         call, kwargs = to_device(call, device), to_device(kwargs, device)
-        if any(t.device != torch.device(device) for t in model.parameters()):
+        tensors = (*model.parameters(), *model.buffers())
+        if any(t.device != torch.device(device) for t in tensors):
             subject = copy.deepcopy(model).to(device)
-    held = None if calibration is None else list(calibration)
+    held = None if calibration is None else [to_device(b, device) for b in calibration]
     training = {m: m.training for m in subject.modules()}
     subject.eval()
     try:
@@ -110,7 +112,7 @@ def _judge(
         return
     after = evaluate(result.model)
     result.report.quality["evaluate"] = (float(before), float(after))
-    if after < floor * before:
+    if not after >= before - (1 - floor) * abs(before):  # also for scores below 0, and for nan
         raise QualityError(
             f"evaluate fell from {before:.4f} to {after:.4f}, below the floor of {floor:.0%}; "
             "nothing was written. Ask for a milder target, give training data, or lower floor."

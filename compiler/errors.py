@@ -11,6 +11,10 @@ class CaptureError(PrunecError):
     """The model could not be captured as a graph."""
 
 
+class InputError(PrunecError):
+    """A batch does not fit the call the model was captured with."""
+
+
 class RuleError(PrunecError):
     """An op rule was declared wrongly (unknown argument, duplicate name)."""
 

@@ -45,7 +45,7 @@ class Pass:
         raise NotImplementedError(f"{type(self).__name__} does not say what it does")
 
     def options(self) -> dict[str, Any]:
-        """The options as JSON types, for the report; data loaders and callables become their type's name."""
+        """The options as JSON types, for the report; a data loader becomes its type's name."""
         if not dataclasses.is_dataclass(self):
             return {}
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -125,9 +125,10 @@ def check_order(passes: Sequence[Pass]) -> None:
                 )
         for forbidden in step.forbids:
             if forbidden in facts:
+                present = "the graph is dense" if forbidden == "dense" else f"there is a {forbidden}"
                 raise PassOrderError(
-                    f"{type(step).__name__} cannot stand after {facts[forbidden]}: the graph is "
-                    f"{forbidden} by then; move it before, or capture the result and prune again."
+                    f"{type(step).__name__} cannot stand after {facts[forbidden]}: {present} by "
+                    "then; move it before, or capture the result and prune again."
                 )
         facts.update(dict.fromkeys(step.provides, type(step).__name__))
 

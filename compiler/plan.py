@@ -23,14 +23,15 @@ from .rewrite.slicing import Kept, term_indices
 VERSION = 1
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Plan:
     """What is removed.
 
     `kept`: for each planned dimension, the entries that stay, ascending. `dead`: for each
     dimension, entries that also go because they were already dead. `attributes`: per module path,
     the integers the module back end changed, [old, new]. `constants`: tensors by name whose values
-    hold folded constants. `backend`: "module", "graph", or "" before the rewrite.
+    hold folded constants. `backend`: "module", "graph", or "" before the rewrite. `outputs`: the
+    outputs that mattered when it was made; None: all.
     """
 
     model: str = ""
@@ -39,9 +40,14 @@ class Plan:
     attributes: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     constants: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     backend: str = ""
-    graph: Graph | None = dataclasses.field(default=None, repr=False, compare=False)
+    outputs: list[str | int] | None = None
+    graph: Graph | None = dataclasses.field(default=None, repr=False)
     _slices: dict[str, dict[int, list[int]]] | None = dataclasses.field(default=None, repr=False)
     _shapes: dict[str, list[int]] | None = dataclasses.field(default=None, repr=False)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether two plans do the same, with or without their graphs."""
+        return isinstance(other, Plan) and self.to_json() == other.to_json()
 
     def remove(self, name: str, entries: Tensor | list[int]) -> int:
         """Plan to remove entries (indices of the original dimension); returns how many are new.
@@ -136,7 +142,7 @@ class Plan:
                 "this plan was carried out on the graph; give example inputs, as in "
                 "plan.apply(model, (x,)), to capture the model again."
             )
-        graph = capture(model, args, kwargs=kwargs)
+        graph = capture(model, args, kwargs=kwargs, outputs=self.outputs)
         own = dataclasses.replace(self, graph=graph)
         dead = find_dead(graph, own.planned())
         program = rewrite(graph, own.combined(), dead.folds)
@@ -149,6 +155,7 @@ class Plan:
                 "version": VERSION,
                 "model": self.model,
                 "backend": self.backend,
+                "outputs": self.outputs,
                 "kept": self.kept,
                 "dead": self.dead,
                 "attributes": self.attributes,
@@ -169,22 +176,26 @@ class Plan:
             data = json.loads(text)
             version = data["version"]
         except (ValueError, TypeError, KeyError) as error:
-            raise PlanError(f"this is not a plan: {error}.") from error
+            raise PlanError(f"this is not a plan: {error!r}.") from error
         if version != VERSION:
             raise PlanError(f"the plan has version {version}; this prunec reads version {VERSION}.")
-        return cls(
-            model=data["model"],
-            kept=data["kept"],
-            dead=data["dead"],
-            attributes=data["attributes"],
-            constants={n: _tensor_from(t) for n, t in data["constants"].items()},
-            backend=data["backend"],
-            _slices={
-                name: {int(axis): kept for axis, kept in axes.items()}
-                for name, axes in data["slices"].items()
-            },
-            _shapes=data["shapes"],
-        )
+        try:
+            return cls(
+                model=data["model"],
+                kept=data["kept"],
+                dead=data["dead"],
+                attributes=data["attributes"],
+                constants={n: _tensor_from(t) for n, t in data["constants"].items()},
+                backend=data["backend"],
+                outputs=data["outputs"],
+                _slices={
+                    name: {int(axis): kept for axis, kept in axes.items()}
+                    for name, axes in data["slices"].items()
+                },
+                _shapes=data["shapes"],
+            )
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+            raise PlanError(f"the plan is damaged: {error!r}.") from error
 
 
 def tensor_slices(graph: Graph, kept: Kept) -> dict[str, dict[int, Tensor]]:

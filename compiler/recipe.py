@@ -42,14 +42,15 @@ def read_recipe(path: str | pathlib.Path | None) -> list[dict[str, Any]]:
         )
     else:
         try:
-            text = pathlib.Path(path).read_text()
-        except OSError as error:
-            raise PlanError(f"recipe {path} cannot be read: {error.strerror}.") from error
+            text = pathlib.Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PlanError(f"recipe {path} cannot be read: {error}.") from error
     try:
         entries = tomllib.loads(text).get("pass", [])
     except tomllib.TOMLDecodeError as error:
         raise PlanError(f"recipe {path} is not TOML: {error}.") from error
-    if not entries or any("use" not in entry for entry in entries):
+    tables = isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
+    if not entries or not tables or any("use" not in entry for entry in entries):
         raise PlanError(f'recipe {path} needs [[pass]] entries, each with use = "pass-name".')
     return entries
 
@@ -64,14 +65,26 @@ def build_pipeline(
     `supplies`: values by name ("target", "train", "calibration"); a field of a pass called so (or
     `train_loader` for "train") receives it. An entry with `needs` is left out, with a note, when
     that was not given. `options`: more options per pass name, which win over the recipe's.
-    Raises PlanError for an option a pass does not have.
+    Raises PlanError for an option a pass does not have, and for options of a pass that the recipe
+    does not use.
     """
+    used = [entry["use"] for entry in entries]
+    for name in options or {}:
+        if name not in used:
+            raise PlanError(
+                f"there are options for '{name}', which the recipe does not use; it uses "
+                f"{', '.join(used)}."
+            )
     passes: list[Pass] = []
     notes: list[str] = []
     offered = {**supplies, "train_loader": supplies.get("train")}
     for entry in entries:
         own = {k.replace("-", "_"): v for k, v in entry.items() if k not in ("use", "needs")}
         need = entry.get("needs")
+        if need is not None and need not in supplies:
+            raise PlanError(
+                f"pass '{entry['use']}' needs '{need}', which is none of {', '.join(supplies)}."
+            )
         if need is not None and supplies.get(need) is None:
             notes.append(f"{entry['use']} was left out: no {need} data was given")
             continue
@@ -96,4 +109,6 @@ def build_pipeline(
         if missing:
             raise PlanError(f"pass '{entry['use']}' needs '{missing[0]}', which was not given.")
         passes.append(cls(**own))
+    if passes and not any(hasattr(step, "target") for step in passes):
+        notes.append("no pass of the recipe takes the target: its own options decide the widths")
     return passes, notes

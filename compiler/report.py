@@ -153,7 +153,7 @@ class Report:
 
 
 def _spread(timing: Any) -> str:
-    return f"{timing.median_ms:.2f} ({timing.low_ms:.2f}-{timing.high_ms:.2f})"
+    return f"{timing.median_ms:.1f} ({timing.low_ms:.1f}-{timing.high_ms:.1f})"
 
 
 def dimension_rows(rows: Sequence[DimensionReport]) -> list[str]:

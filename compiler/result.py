@@ -53,7 +53,7 @@ class Result:
 
     @property
     def graph_module(self) -> nn.Module | None:
-        """The graph back end's model; shares its parameters with `model`. None before SparseToDense."""
+        """The graph back end's model, sharing `model`'s parameters; None before SparseToDense."""
         return self._state.dense.graph_module if self._state.dense is not None else None
 
     @property
@@ -193,7 +193,7 @@ def _report(state: Compilation, passes: list[PassReport]) -> Report:
             )
             rows.append(DimensionReport(d.name, d.kind, d.size, d.size, "kept", why))
     notes = [*graph.program.notes, *state.notes]
-    notes += [f"{name}: {text}" for name, text in stayed.items()]
+    notes += [f"{name}: {text}" for name, text in stayed.items() if name not in state.plan.kept]
     emitted = "a masked model: nothing is smaller before SparseToDense"
     if state.dense is not None:
         own = type(graph.source).__name__

@@ -61,7 +61,7 @@ class AllocateWidths(Pass):
             share = self.target.value
         else:
             share, widths = self._search(state, exact, everything)
-        if all(widths[d.name] == d.size for d in everything):
+        if all(widths.get(d.name, d.size) == d.size for d in everything):
             raise PlanError(
                 f"target {self.target} changes nothing: every width rounds to what it was; ask for "
                 "more, or lower round_to."
@@ -168,13 +168,13 @@ class AllocateWidths(Pass):
             for d in graph.prunable.values()
             if d.var is not None and widths.get(d.name, d.size) < d.size
         }
-        if not kept:
+        if not kept and (self.target.kind == "speedup" or self._original_ms):
             return 1.0
-        dense, _ = emit(graph, rewrite(graph, kept), kept)
+        candidate = emit(graph, rewrite(graph, kept), kept)[0].model if kept else graph.source
         program = graph.program
         comparison = compare_modules(
             graph.source,
-            dense.model,
+            candidate,
             program.args,
             program.kwargs,
             runtime=self.target.runtime,

@@ -53,8 +53,9 @@ class MagnitudeScore(Pass):
             others = [a for a in range(tensor.dim()) if a != axis]
             per_position = (magnitude.sum(dim=others) if others else magnitude).double().cpu()
             labels = term_labels(graph.inference.tensors[name][axis], dimension.var)
-            owned = labels >= 0
-            total.index_add_(0, labels[owned], per_position[owned])
+            for row in labels:
+                owned = row >= 0
+                total.index_add_(0, row[owned], per_position[owned])
         if self.norm == 2:
             total = total.sqrt()
         mean = total.mean()

@@ -534,3 +534,12 @@ def channels_as_batch() -> nn.Module:
         head=conv(6, 5),
         tail=nn.Linear(6, 5),
     )
+
+
+@structure("head-dim 6", args=(IMAGE,))
+def a_width_times_itself() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.stem(x).flatten(2)
+        return self.head((x @ x.transpose(1, 2)).flatten(1) / 36)
+
+    return module(forward, stem=conv(4, 6), head=nn.Linear(36, 5))

@@ -377,7 +377,7 @@ def test_labels_say_which_entry_each_position_belongs_to(data: st.DataObject, si
         keep = torch.tensor([i for i in range(var.size) if i != gone])
         expected = torch.ones(size, dtype=torch.bool)
         expected[term_indices(term, {var: keep})] = False
-        assert torch.equal(term_labels(term, var) == gone, expected)
+        assert torch.equal((term_labels(term, var) == gone).any(0), expected)
 
 
 @pytest.mark.parametrize("size", [1, 5])
@@ -386,3 +386,11 @@ def test_a_product_in_which_a_variable_stands_twice_is_taken_in_both_places(size
     kept = {v: torch.arange(size)}
     grid = torch.arange(25).reshape(5, 5)[:size, :size].reshape(-1)
     assert torch.equal(term_indices(Product((v, v)), kept), grid)
+
+
+def test_a_position_of_a_width_times_itself_belongs_to_two_entries() -> None:
+    v = Var(3)
+    rows = term_labels(Product((v, v)), v)
+    assert [set(column) - {-1} for column in rows.T.tolist()] == [
+        {i, j} for i in range(3) for j in range(3)
+    ]

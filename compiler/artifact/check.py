@@ -33,11 +33,14 @@ def check_artifact(directory: pathlib.Path) -> list[Check]:
     manifest = read_manifest(directory)
     checks = [Check("checksums", 0.0, "sha256", len(manifest["checksums"]))]
     graph = load_graph(directory, manifest, "cpu")
-    args, kwargs = _example(directory, manifest)
+    args, kwargs = example_call(directory)
     expected = _flat(graph, args, kwargs)
     if manifest["backend"] == "module":
         if manifest["class"].startswith("transformers."):
-            error = relative_error(_flat(load(directory), args, kwargs), expected)
+            found = _flat(load(directory), args, kwargs)
+            chosen = manifest["selection"]
+            found = found if chosen is None else [found[i] for i in chosen]
+            error = relative_error(found, expected)
             checks.append(Check("module == graph", error, "float32", 1))
         else:
             why = f"{manifest['class']} is not imported from an artifact; give --original"
@@ -58,7 +61,7 @@ def prove_artifact(
     Raises PlanError when the original does not fit the plan, VerificationError when a check fails.
     """
     plan = Plan.from_json((directory / "plan.json").read_text())
-    graph = capture(original, args, kwargs=kwargs)
+    graph = capture(original, args, kwargs=kwargs, outputs=plan.outputs)
     missing = [name for name in (*plan.kept, *plan.dead) if name not in graph.prunable]
     if missing:
         raise PlanError(
@@ -94,8 +97,9 @@ def _flat(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> l
         return pytree.tree_leaves(module(*args, **kwargs))
 
 
-def _example(directory: pathlib.Path, manifest: dict[str, Any]) -> tuple[Any, Any]:
-    """Inputs like the ones the model was captured with, drawn from the manifest."""
+def example_call(directory: pathlib.Path) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments like the ones the model was captured with, drawn from the manifest."""
+    manifest = read_manifest(directory, check=False)
     spec = load_program(directory, "cpu").module_call_graph[0].signature
     assert spec is not None
     generator = torch.Generator().manual_seed(3)

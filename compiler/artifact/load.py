@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..capture.capture import program_of
+from ..capture.capture import identity, program_of
 from ..emit.leaf_modules import LeafSpec, emit_graph_module
 from ..emit.replay import replay, tensors_by_name
 from ..errors import ArtifactError
@@ -59,7 +59,12 @@ def _transformers_model(name: str, place: pathlib.Path) -> nn.Module | None:
     module, _, attribute = name.rpartition(".")
     if not module.startswith("transformers.") or not (place / "config.json").exists():
         return None
-    cls = getattr(importlib.import_module(module), attribute, None)
+    try:
+        cls = getattr(importlib.import_module(module), attribute, None)
+    except ImportError as error:
+        raise ArtifactError(
+            f"transformers cannot import {module} ({error}); install the version the model needs."
+        ) from error
     config_class = getattr(cls, "config_class", None)
     if not isinstance(cls, type) or not issubclass(cls, nn.Module) or config_class is None:
         raise ArtifactError(
@@ -82,9 +87,15 @@ def _load_module(
     for name in (WEIGHTS, CONSTANTS, "rest.safetensors"):
         stored.update(load_tensors(place / name, device))
     own = tensors_by_name(small)
+    filled = {identity(tensor) for name, tensor in own.items() if name in stored}
     for name, tensor in own.items():
         value = stored.get(name)
         if value is None:
+            if identity(tensor) not in filled:
+                raise ArtifactError(
+                    f"the artifact has no tensor '{name}', which {type(small).__name__} needs; "
+                    "hand in a fresh model of the original class."
+                )
             continue
         if list(value.shape) != list(tensor.shape):
             raise ArtifactError(
@@ -93,4 +104,6 @@ def _load_module(
             )
         with torch.no_grad():
             tensor.data = value.detach().clone()
+        if isinstance(tensor, nn.Parameter) and isinstance(value, nn.Parameter):
+            tensor.requires_grad_(value.requires_grad)
     return small.to(device).eval() if device is not None else small.eval()

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MANIFEST = "prunec.json"
+KEYS = ("class", "backend", "recovered", "leaves", "selection", "example", "checksums")
 
 
 def save_artifact(
@@ -49,14 +50,16 @@ def save_artifact(
     """
     if state.dense is None:
         raise ArtifactError("there is no dense model to save; put SparseToDense into the pipeline.")
-    target = pathlib.Path(directory)
+    target = pathlib.Path(directory).resolve()
     with replaced_whole(target) as place:
         _write(state, place, companions)
         if before_closing is not None:
             before_closing(place)
         (place / "report.json").write_text(json.dumps(report.to_json(), indent=1))
         _write_manifest(state, place)
-    return target
+        for path in place.rglob("*"):  # safetensors and temporary files are private by default
+            path.chmod(0o755 if path.is_dir() else 0o644)
+    return pathlib.Path(directory)
 
 
 @contextlib.contextmanager
@@ -65,9 +68,7 @@ def replaced_whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
 
     Only an empty directory or an earlier artifact is replaced.
     """
-    if target.exists():
-        if not target.is_dir() or (any(target.iterdir()) and not (target / MANIFEST).exists()):
-            raise ArtifactError(f"{target} exists and is no prunec artifact; choose another path.")
+    refuse_foreign(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     place = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     place.chmod(0o755)
@@ -77,12 +78,25 @@ def replaced_whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
         if target.exists():
             old = place.with_name(place.name + "-old")
             target.rename(old)
-        place.rename(target)
+        try:
+            place.rename(target)
+        except OSError:
+            if old is not None:
+                old.rename(target)
+            raise
         if old is not None:
             shutil.rmtree(old)
     finally:
         if place.exists():
             shutil.rmtree(place)
+
+
+def refuse_foreign(target: pathlib.Path) -> None:
+    """Raise ArtifactError when something else than an artifact or an empty directory is there."""
+    if not target.exists() or (target / MANIFEST).is_file():
+        return
+    if not target.is_dir() or any(target.iterdir()):
+        raise ArtifactError(f"{target} exists and is no prunec artifact; choose another path.")
 
 
 def _write(state: Compilation, place: pathlib.Path, companions: dict[str, Any]) -> None:
@@ -110,6 +124,7 @@ def _write_manifest(state: Compilation, place: pathlib.Path) -> None:
         "recovered": "recovered" in state.facts,
         "aliases": {name: list(others) for name, others in program.aliases.items()},
         "leaves": {path: spec.to_json() for path, spec in dense.leaves.items()},
+        "selection": program.selection,
         "example": [_described(x) for x in program.flat_inputs()],
         "versions": {"torch": torch.__version__},
         "checksums": {
@@ -184,10 +199,15 @@ def read_manifest(directory: str | pathlib.Path, check: bool = True) -> dict[str
         raise ArtifactError(f"{place} is no prunec artifact: it has no {MANIFEST}.") from error
     except ValueError as error:
         raise ArtifactError(f"{place / MANIFEST} is not JSON: the artifact is damaged.") from error
+    if not isinstance(manifest, dict):
+        raise ArtifactError(f"{place / MANIFEST} holds no manifest: the artifact is damaged.")
     if manifest.get("format") != FORMAT:
         raise ArtifactError(
             f"{place} has artifact format {manifest.get('format')}; this prunec reads {FORMAT}."
         )
+    absent = [key for key in KEYS if key not in manifest]
+    if absent:
+        raise ArtifactError(f"{place / MANIFEST} has no '{absent[0]}': the artifact is damaged.")
     for name, expected in manifest["checksums"].items() if check else ():
         path = place / name
         if not path.is_file():

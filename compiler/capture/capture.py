@@ -44,12 +44,18 @@ def capture(
         call = widen(*call)
     exported, how = export(model, *call, dynamic_shapes)
     program = program_of(model, exported, *call, how)
+    if "draft" in how:
+        program.notes.append(
+            "captured by draft_export: branches that depend on values are fixed to those the "
+            "example inputs take"
+        )
     if outputs is not None:
+        outputs = [outputs] if isinstance(outputs, (str, int)) else list(outputs)
         select_outputs(program, outputs)
         drop_unused(program.graph)
     used = {str(n.target) for n in program.graph.nodes if n.op == "get_attr"}
     program.tensors = {name: t for name, t in program.tensors.items() if name in used}
-    return Graph(program)
+    return Graph(program, outputs)
 
 
 def _defaults(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -88,7 +94,7 @@ def program_of(
         aliases=aliases,
         source=model,
         args=args,
-        kwargs=kwargs,
+        kwargs={name: kwargs[name] for name in info.in_spec.children()[1].context or ()},
         in_spec=info.in_spec,
         out_spec=info.out_spec,
         argument_names=list(info.orig_args),

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from ..artifact.load import load
 from ..errors import MeasureError
 from ..measure.model_timing import compare_modules
 from ..measure.onnx_timing import compare_onnx_files
 from ..measure.timing import Comparison
-from ..sources.model import resolve_model
+from .open_model import open_model
 
 
 def bench_command(
@@ -34,8 +33,8 @@ def bench_command(
     if all(files):
         found = [compare_onnx_files(before, after, batch, device=device) for batch in batches]
     else:
-        a = resolve_model(before, input_spec=inputs, load_artifact=load)
-        b = resolve_model(after, input_spec=inputs, load_artifact=load)
+        a = open_model(before, inputs)
+        b = open_model(after, inputs)
         found = [
             compare_modules(
                 a.model.to(device).eval(),

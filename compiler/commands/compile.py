@@ -10,15 +10,16 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
-from ..artifact.load import load
+from ..artifact.save import refuse_foreign
 from ..capture.capture import capture
 from ..driver import compile
 from ..errors import PlanError, SourceError
 from ..passmanager import Pass, PassManager, PassResult
 from ..recipe import build_pipeline, read_recipe
 from ..sources.data import load_data
-from ..sources.model import Source, import_factory, resolve_model
+from ..sources.model import Source, import_factory
 from ..target import Target
+from .open_model import open_model
 
 CALIBRATION_BATCHES = 4  # of DATA, for the proof; recovery reads all
 
@@ -39,7 +40,7 @@ class CompileOptions:
     inputs: list[str] | None
     outputs: list[str] | None
     exclude: list[str] | None
-    round_to: int
+    round_to: int | None
     steps: int | None
     learning_rate: float | None
     batch_size: int
@@ -56,7 +57,9 @@ def compile_command(options: CompileOptions, console: Console) -> None:
     emitted = {word.strip() for word in options.emit.split(",")}
     if not emitted <= {"torch", "onnx"}:
         raise PlanError(f"--emit takes torch, onnx or both, not '{options.emit}'.")
-    source = resolve_model(options.model, input_spec=options.inputs, load_artifact=load)
+    if not options.dry_run:
+        refuse_foreign(options.out)
+    source = open_model(options.model, options.inputs)
     if options.dry_run:
         _dry_run(options, source, target, console)
         return
@@ -126,15 +129,18 @@ def _evaluate(spec: str | None) -> Callable[[nn.Module], Any] | None:
 
 
 def _pass_options(options: CompileOptions) -> dict[str, dict[str, Any]]:
-    chosen: dict[str, dict[str, Any]] = {"allocate-widths": {"round_to": options.round_to}}
+    allocate: dict[str, Any] = {}
+    if options.round_to is not None:
+        allocate["round_to"] = options.round_to
     if options.exclude:
-        chosen["allocate-widths"]["exclude"] = options.exclude
+        allocate["exclude"] = options.exclude
     distill: dict[str, Any] = {}
     if options.steps:
         distill["steps"] = options.steps
     if options.learning_rate is not None:
         distill["learning_rate"] = options.learning_rate
-    return {**chosen, "distill": distill}
+    chosen = {"allocate-widths": allocate, "distill": distill}
+    return {name: own for name, own in chosen.items() if own}
 
 
 def _dry_run(options: CompileOptions, source: Source, target: Target, console: Console) -> None:
@@ -142,7 +148,8 @@ def _dry_run(options: CompileOptions, source: Source, target: Target, console: C
     model = source.model.eval()
     graph = capture(model, source.args, kwargs=source.kwargs, outputs=options.outputs)
     entries = read_recipe(options.recipe)
-    passes, _ = build_pipeline(entries, {"target": target}, _pass_options(options))
+    supplies = {"target": target, "train": None, "calibration": None, "device": None}
+    passes, _ = build_pipeline(entries, supplies, _pass_options(options))
     planning = [step for step in passes if not {"dense"} & {*step.provides, *step.needs}]
     result = PassManager(
         planning, lambda step, outcome, seconds: _progress(console, step, outcome, seconds)

@@ -8,10 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ..artifact.check import check_artifact, prove_artifact
-from ..artifact.load import load
 from ..errors import VerificationError
-from ..sources.model import resolve_model
 from ..verify.oracles import Check
+from .open_model import open_model
 
 
 def verify_command(
@@ -20,7 +19,7 @@ def verify_command(
     """Check an artifact and print what was and what was not proved. Raises VerificationError."""
     checks = check_artifact(directory)
     if original is not None:
-        source = resolve_model(original, input_spec=inputs, load_artifact=load)
+        source = open_model(original, inputs)
         checks += prove_artifact(directory, source.model.eval(), source.args, source.kwargs)
     console.print(_table(checks))
     if original is None:

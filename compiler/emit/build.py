@@ -48,7 +48,7 @@ def emit(graph: Graph, program: Program, kept: Kept) -> tuple[Dense, dict[str, d
         graph,
         program,
         kept,
-        lambda module: module_error(graph, program, module, calls),
+        lambda module: module_error(program, module, calls),
         back_end_tolerance(program),
     )
     dense = Dense(program, graph_module, built.module, built.reason, leaves)

@@ -9,8 +9,14 @@ from .dimensions import STRUCTURAL, Dimension
 from .rule import Inference
 
 
-def explain_table(program: Program, inference: Inference, dimensions: dict[str, Dimension]) -> str:
+def explain_table(
+    program: Program,
+    inference: Inference,
+    dimensions: dict[str, Dimension],
+    members: bool = False,
+) -> str:
     """The report of `Graph.explain()`: plain text, stable for a given model."""
+    shown = None if members else 2
     free = [d for d in dimensions.values() if d.blocked is None]
     blocked = [d for d in dimensions.values() if d.blocked is not None]
     batch = "dynamic" if program.dynamic else "static"
@@ -23,12 +29,12 @@ def explain_table(program: Program, inference: Inference, dimensions: dict[str, 
     width = max((len(d.name) for d in free), default=10)
     for d in free:
         how = "exact" if d.exact else f"norm-coupled: {d.statistics[0]}"
-        lines.append(f"  {d.name:<{width}}  {d.kind:<11} {d.size:>6}  {_places(d)}  {how}")
+        lines.append(f"  {d.name:<{width}}  {d.kind:<11} {d.size:>6}  {_places(d, shown)}  {how}")
     kernels = [d for d in blocked if d.blocked and d.blocked.text == STRUCTURAL]
     others = [d for d in blocked if d not in kernels]
     lines += ["", f"blocked dimensions: {len(others)}"]
     for d in others:
-        lines.append(f"  {d.name}  {d.size}  {_places(d)}  because: {d.blocked}")
+        lines.append(f"  {d.name}  {d.size}  {_places(d, shown)}  because: {d.blocked}")
     if kernels:
         count = sum(len(d.members) for d in kernels)
         lines.append(f"  {count} kernel axes: {STRUCTURAL}, blocked by nature")
@@ -37,10 +43,10 @@ def explain_table(program: Program, inference: Inference, dimensions: dict[str, 
     return "\n".join(lines)
 
 
-def _places(d: Dimension) -> str:
-    shown = ", ".join(f"{name}[{axis}]" for name, axis in d.members[:2])
-    more = f" +{len(d.members) - 2}" if len(d.members) > 2 else ""
-    return f"in {shown}{more}"
+def _places(d: Dimension, shown: int | None) -> str:
+    listed = d.members[:shown]
+    more = f" +{len(d.members) - len(listed)}" if len(d.members) > len(listed) else ""
+    return "in " + ", ".join(f"{name}[{axis}]" for name, axis in listed) + more
 
 
 def _unruled(inference: Inference) -> list[str]:

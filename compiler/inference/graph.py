@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,14 @@ if TYPE_CHECKING:
 
 
 class Graph:
-    """A model as a graph of ATen calls whose axes carry dimension terms. Passes never change it."""
+    """A model as a graph of ATen calls whose axes carry dimension terms. Passes never change it.
 
-    def __init__(self, program: Program) -> None:
+    `outputs`: the outputs that matter, as they were named to `capture`; None: all.
+    """
+
+    def __init__(self, program: Program, outputs: Sequence[str | int] | None = None) -> None:
         self.program = program
+        self.outputs = None if outputs is None else list(outputs)
         self.inference: Inference = infer(program)
         self.dimensions: dict[str, Dimension] = find_dimensions(program, self.inference)
 
@@ -41,9 +46,12 @@ class Graph:
         """The bipartite dependency graph: dimensions against tensor axes and nodes."""
         return dependency_graph(self.program, self.inference, self.dimensions)
 
-    def explain(self) -> str:
-        """Every dimension: kind, size, members, exact or norm-coupled, or blocked because."""
-        return explain_table(self.program, self.inference, self.dimensions)
+    def explain(self, members: bool = False) -> str:
+        """Every dimension: kind, size, members, exact or norm-coupled, or blocked because.
+
+        `members`: list all tensor axes of a dimension, not the first two.
+        """
+        return explain_table(self.program, self.inference, self.dimensions, members)
 
     def __repr__(self) -> str:
         nodes = len(self.program.graph.nodes)

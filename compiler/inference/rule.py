@@ -59,7 +59,7 @@ class Sink:
 
 @dataclasses.dataclass(frozen=True)
 class Statistic:
-    """A node that takes a statistic over axes of its first operand; `term` is norm-coupled by it."""
+    """A node that takes a statistic over axes of its first operand: `term` is norm-coupled."""
 
     node: fx.Node
     term: Term

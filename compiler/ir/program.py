@@ -10,6 +10,8 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
+from ..errors import InputError
+
 
 @dataclasses.dataclass
 class Program:
@@ -41,24 +43,36 @@ class Program:
     def flat_inputs(
         self, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None
     ) -> list[Any]:
-        """The placeholders' values for a call; the example inputs when no call is given."""
+        """The placeholders' values for a call; the example inputs when no call is given.
+
+        Arguments may be given by position or by name, whichever way they were captured; flags that
+        are left out take their captured value. Raises InputError naming what is missing or unknown.
+        """
         if args is None and kwargs is None:
-            args, kwargs = self.args, self.kwargs
-        given = dict(kwargs or {})
-        names = list(self.in_spec.child(1).context or [])
-        ordered = {name: given.pop(name) for name in names if name in given}
-        ordered.update(given)
-        flat, spec = pytree.tree_flatten((tuple(args or ()), ordered))
-        if spec.num_leaves != self.in_spec.num_leaves:
-            raise TypeError(
-                f"the call gives {spec.num_leaves} inputs where the captured graph has "
-                f"{self.in_spec.num_leaves}; call it as it was captured"
+            return pytree.tree_leaves((self.args, self.kwargs))
+        captured = dict(zip(self.argument_names, (*self.args, *self.kwargs.values()), strict=False))
+        given = dict(zip(self.argument_names, args or (), strict=False)) | (kwargs or {})
+        unknown = [name for name in given if name not in captured]
+        if unknown or len(args or ()) > len(self.argument_names):
+            extra = unknown[0] if unknown else f"argument {len(self.argument_names) + 1}"
+            raise InputError(
+                f"the model was captured without '{extra}'; it takes {', '.join(captured)}."
             )
+        for name, value in captured.items():
+            leaves = pytree.tree_leaves(value)
+            if name not in given and any(isinstance(leaf, Tensor) for leaf in leaves):
+                raise InputError(f"the call leaves out '{name}', with which the model was captured.")
+        values = [given.get(name, value) for name, value in captured.items()]
+        count = len(self.args)
+        call = tuple(values[:count]), dict(zip(self.kwargs, values[count:], strict=True))
+        flat, spec = pytree.tree_flatten(call)
+        if spec.num_leaves != self.in_spec.num_leaves:
+            raise InputError("the call's arguments are nested otherwise than the captured ones.")
         return flat
 
     @property
     def is_meta(self) -> bool:
-        """Whether the weights have no values: such a model is planned and rewritten, not compared."""
+        """Whether the weights have no values: such a model is planned and rewritten only."""
         return any(t.device.type == "meta" for t in self.tensors.values())
 
     def device(self) -> torch.device:
@@ -75,7 +89,7 @@ def output_values(node_value: Any) -> list[Any]:
 
 
 def fake_value(node: fx.Node) -> Any:
-    """What the node yields, as a fake tensor (shape, dtype, device), a SymInt, or a tuple of them."""
+    """What the node yields: a fake tensor (shape, dtype, device), a SymInt, a tuple of them."""
     return node.meta.get("val")
 
 

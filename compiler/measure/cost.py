@@ -1,4 +1,4 @@
-"""Parameters, bytes and multiply-accumulates of a graph, before and after a plan, from its terms."""
+"""Parameters, bytes and multiply-accumulates of a graph, before and after a plan, by its terms."""
 
 from __future__ import annotations
 
@@ -42,5 +42,7 @@ def cost(graph: Graph, kept: Mapping[Var, int] | None = None) -> Cost:
 
 def _unused(graph: Graph) -> tuple[int, int]:
     used = {id(t) for t in graph.program.tensors.values()}
-    rest = [p for p in graph.source.parameters() if id(p) not in used]
-    return sum(p.numel() for p in rest), sum(p.numel() * p.element_size() for p in rest)
+    source = graph.source
+    rest = [p for p in source.parameters() if id(p) not in used]
+    held = [t for t in (*rest, *source.buffers()) if id(t) not in used]
+    return sum(p.numel() for p in rest), sum(t.numel() * t.element_size() for t in held)

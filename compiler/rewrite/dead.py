@@ -209,13 +209,14 @@ def _contribution(
     node, axis = place
     value = known[node]
     weight = known.get(sink.weight) if sink.weight is not None else None
-    assert value is not None and weight is not None
+    assert value is not None
+    assert weight is not None
     terms = graph.inference.terms[node]
     axis %= len(terms)
     select = torch.zeros(value.value.shape[axis], dtype=torch.bool)
     for var in gone:
         labels = term_labels(terms[axis], var)
-        select |= torch.isin(labels, removed[var])
+        select |= torch.isin(labels, removed[var]).any(0)
     shape = [1] * value.value.dim()
     shape[axis] = -1
     constants = torch.where(
@@ -242,6 +243,8 @@ def _contribution(
     else:
         return None
     out = result.dim() - 1
+    if name in ("aten::matmul", "aten::mm") and sink.node.args[0] is sink.weight:
+        out -= min(value.value.dim(), 2) - 1  # a weight on the left makes the rows
     if "conv" in name:
         out = result.dim() - (weight.value.dim() - 2) - 1  # an unbatched result has no axis before
     flat = result.movedim(out, 0).reshape(result.shape[out], -1)

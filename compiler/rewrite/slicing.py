@@ -54,6 +54,9 @@ def term_labels(term: Term, var: Var) -> Tensor:
             if var in variables(factor):
                 outer, inner = math.prod(sizes[:i]), math.prod(sizes[i + 1 :])
                 rows += term_labels(factor, var).repeat_interleave(inner, 1).repeat(1, outer)
+        for i, row in enumerate(rows):
+            for earlier in rows[:i]:  # an entry owns a position once
+                row[row == earlier] = -1
         return torch.stack(rows) if rows else torch.full((1, math.prod(sizes)), -1)
     pieces = [term_labels(part, var) for part in term.parts]
     depth = max(len(piece) for piece in pieces)

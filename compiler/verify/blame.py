@@ -65,7 +65,7 @@ def _blame(
             return f"dimension '{d.name}' cannot be cut alone: {str(error).splitlines()[0]}"
         if node is not None:
             where = ", ".join(x for x in (node.name, source_line(node)) if x)
-            return f"dimension '{d.name}' ({d.kind}) first differs at node {where}"
+            return f"dimension '{d.name}' ({d.kind}) first differs at node {where}; exclude it"
     return "each dimension passes alone; they fail together"
 
 
@@ -87,11 +87,13 @@ def _first_difference(
     reference.node_hook = keep
     expected = reference(inputs)
     found: list[fx.Node] = []
+    done: set[str] = set()
     nodes = {n.name: n for n in graph.program.graph.nodes}
     chained = other.node_hook
 
     def compare(node: fx.Node, value: Any) -> Any:
         value = chained(node, value) if chained is not None else value
+        done.add(node.name)
         original = nodes.get(node.name)
         if found or original is None or not isinstance(value, Tensor):
             return value
@@ -109,8 +111,8 @@ def _first_difference(
     try:
         actual = other(inputs)
     except Exception:
-        broken = next((n for n in graph.program.graph.nodes if n.name not in values), None)
-        return found[0] if found else broken
+        calls = (n for n in graph.program.graph.nodes if n.op == "call_function")
+        return found[0] if found else next((n for n in calls if n.name not in done), None)
     if relative_error(actual, expected) <= TOLERANCE:
         return None
     return found[0] if found else next(iter(reversed(list(graph.program.graph.nodes))))

@@ -13,6 +13,7 @@ from ..ir.program import Program
 from ..rewrite.dead import DeadEntries
 from ..rewrite.rewrite import rewrite
 from ..rewrite.slicing import Kept
+from .backends import capture_error
 from .blame import blame_permutation, blame_plan
 from .oracles import (
     Check,
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 CALIBRATION_CHECKED = 2  # batches: one may be unlucky, more cost time
 ROWS_CHECKED = 4
+BRANCH = (
+    "the model takes another path on these inputs than on the example ones, and capture fixed that "
+    "path: replace the branch by torch.where or torch.cond"
+)
 
 
 def verification_inputs(state: Compilation, seed: int = 1) -> list[list[Any]]:
@@ -48,14 +53,17 @@ def verification_inputs(state: Compilation, seed: int = 1) -> list[list[Any]]:
 def prove(
     graph: Graph, program: Program, planned: Kept, dead: DeadEntries, inputs: Inputs
 ) -> list[Check]:
-    """The three checks of a dense program. Raises VerificationError with the culprit.
+    """That the graph is the model's, and the three checks of a dense program. Raises VerificationError with the culprit.
 
     `planned`: kept entries of planned removals; `inputs`: flat inputs to compare on. Weights on the
     meta device cannot be compared: one check says so.
     """
     if graph.program.is_meta:
         return [Check("all", None, "-", 0, skipped="weights are on the meta device")]
-    checks = [require(permutation(graph, inputs[:1]), lambda: blame_permutation(graph, inputs[0]))]
+    checks = [
+        require(capture_error(graph, inputs), lambda: BRANCH),
+        require(permutation(graph, inputs[:1]), lambda: blame_permutation(graph, inputs[0])),
+    ]
     coupled = {d.var for d in graph.prunable.values() if d.var in planned and not d.exact}
     exact = {var: kept for var, kept in planned.items() if var not in coupled}
     removed = {v: _without(planned, v, gone) for v, gone in dead.removed.items()}

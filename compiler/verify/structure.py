@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -9,54 +10,82 @@ from torch import Tensor, fx
 
 from ..errors import VerificationError
 from ..inference.graph import Graph
-from ..ir.program import Program, output_values, shape_of
-from ..ir.terms import Term
+from ..ir.program import Program, output_values, shape_of, source_line
+from ..ir.terms import Term, Var, variables
 from ..rewrite.slicing import Kept, term_indices
-from .interpreter import ProgramInterpreter
+from .interpreter import ProgramInterpreter, TensorHook
 
 
 def check_structure(graph: Graph, dense: Program, kept: Kept) -> None:
     """Re-propagate shapes through the dense program and compare them, node by node, with what the
     terms say; the outputs must have the original's shapes and dtypes.
 
-    Runs on fake tensors: no arithmetic. Raises VerificationError naming the node.
+    Runs on fake tensors: no arithmetic. Raises VerificationError naming the node, and the cut
+    dimensions that meet there.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    originals = {n.name: n for n in graph.program.graph.nodes}
-    wrong: list[str] = []
-
-    def compare(node: fx.Node, value: Any) -> Any:
-        terms = graph.inference.terms.get(originals.get(node.name))  # type: ignore[arg-type]
-        if isinstance(value, Tensor) and isinstance(terms, list) and not wrong:
-            generated = originals[node.name] in graph.inference.generated
-            expected = [_width(t, kept, generated) for t in terms]
-            if any(e is not None and e != s for e, s in zip(expected, value.shape, strict=True)):
-                wrong.append(
-                    f"node {node.name} yields shape {list(value.shape)} where its terms say "
-                    f"{expected}"
-                )
-        return value
-
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     inputs = [fake.from_tensor(x) if isinstance(x, Tensor) else x for x in dense.flat_inputs()]
-    hook = lambda name, t: fake.from_tensor(t, static_shapes=True)  # noqa: E731
+    run = _ShapeRun(graph, dense, kept, lambda _, t: fake.from_tensor(t, static_shapes=True))
     try:
         with fake:
-            outputs = ProgramInterpreter(dense, tensor_hook=hook, node_hook=compare)(inputs)
+            outputs = run(inputs)
     except VerificationError:
         raise
     except Exception as error:
         if "DataDependent" in type(error).__name__:
             return  # shapes that depend on values: the oracles run on real ones
-        if wrong:
-            raise VerificationError(f"the dense graph is inconsistent: {wrong[0]}.") from error
+        reason = str(error).strip().splitlines()[0]
         raise VerificationError(
-            f"the dense graph does not run: {str(error).strip().splitlines()[0]}."
+            f"the dense graph does not run at {run.place()}: {reason}."
         ) from error
-    if wrong:
-        raise VerificationError(f"the dense graph is inconsistent: {wrong[0]}.")
     _compare_outputs(graph.program, outputs)
+
+
+class _ShapeRun(ProgramInterpreter):
+    """Runs the dense program and compares each shape with the terms of the original node."""
+
+    def __init__(self, graph: Graph, dense: Program, kept: Kept, hook: TensorHook) -> None:
+        super().__init__(dense, tensor_hook=hook)
+        self.source, self.kept = graph, kept
+        self.originals = {n.name: n for n in graph.program.graph.nodes}
+        self.node: fx.Node | None = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.node = n
+        value = super().run_node(n)
+        original = self.originals.get(n.name)
+        terms = self.source.inference.terms.get(original) if original is not None else None
+        if n.op == "call_function" and isinstance(value, Tensor) and isinstance(terms, list):
+            generated = original in self.source.inference.generated
+            expected = [_width(t, self.kept, generated) for t in terms]
+            agree = [e is None or e == s for e, s in zip(expected, value.shape, strict=False)]
+            if len(expected) != value.dim() or not all(agree):
+                raise VerificationError(
+                    f"the dense graph is inconsistent at {self.place()}: it yields shape "
+                    f"{list(value.shape)} where its terms say {expected}."
+                )
+        return value
+
+    def place(self) -> str:
+        """The present node, the user's line, and the cut dimensions that meet there."""
+        original = self.originals.get(self.node.name) if self.node is not None else None
+        if original is None:
+            return f"node {self.node}"
+        met = set(_carried(self.source.inference.terms, [original, *original.all_input_nodes]))
+        names = [d.name for d in self.source.prunable.values() if d.var in met & set(self.kept)]
+        line = source_line(original)
+        where = f"node {original.name}" + (f", {line}," if line else "")
+        return f"{where} of dimension {', '.join(map(repr, names))}" if names else where
+
+
+def _carried(terms: dict[fx.Node, Any], nodes: Iterable[fx.Node]) -> Iterator[Var]:
+    for node in nodes:
+        found = terms.get(node)
+        for axes in found if isinstance(found, tuple) else (found,):
+            for term in axes if isinstance(axes, list) else ():
+                yield from variables(term)
 
 
 def _width(term: Term, kept: Kept, generated: bool) -> int | None:
