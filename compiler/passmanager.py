@@ -125,7 +125,9 @@ def check_order(passes: Sequence[Pass]) -> None:
                 )
         for forbidden in step.forbids:
             if forbidden in facts:
-                present = "the graph is dense" if forbidden == "dense" else f"there is a {forbidden}"
+                present = (
+                    "the graph is dense" if forbidden == "dense" else f"there is a {forbidden}"
+                )
                 raise PassOrderError(
                     f"{type(step).__name__} cannot stand after {facts[forbidden]}: {present} by "
                     "then; move it before, or capture the result and prune again."

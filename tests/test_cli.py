@@ -239,9 +239,7 @@ def test_excluded_dimensions_stay(run: Run) -> None:
     said = run("compile", "@net", *HALF, "--exclude", "first*", "--out", "a")
     assert said.code == 0, said.err
     report = json.loads(pathlib.Path("a/report.json").read_text())
-    assert [d["name"] for d in report["dimensions"] if d["state"] == "pruned"] == [
-        "second:channel"
-    ]
+    assert [d["name"] for d in report["dimensions"] if d["state"] == "pruned"] == ["second:channel"]
 
 
 def test_evaluate_below_the_floor_writes_nothing(run: Run) -> None:
@@ -415,7 +413,7 @@ def test_options_are_named_as_in_the_readme(run: Run) -> None:
     helped = run("compile", "--help")
     assert helped.code == 0
     readme = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
-    for option in ("--output", "--data", "--recipe", "--emit", "--evaluate", "--floor", "--dry-run"):
+    for option in ("--output", "--data", "--recipe", "--emit", "--evaluate", "--dry-run"):
         assert option in readme
         assert option in helped.out
     assert "--outputs" not in readme

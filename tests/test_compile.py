@@ -9,7 +9,7 @@ import json
 import pathlib
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import pytest
@@ -172,7 +172,7 @@ def test_latency_target_out_of_reach_names_the_best_latency() -> None:
 @pytest.mark.usefixtures("fake_timing")
 def test_latency_target_without_anything_to_round_away_is_an_error() -> None:
     options = {"allocate-widths": {"round_to": 64}}
-    with pytest.raises(PrunecError, match="cannot be met|changes nothing"):
+    with pytest.raises(PrunecError, match=r"cannot be met|changes nothing"):
         compress(target=Target(latency_ms=6.0), options=options)
 
 
@@ -200,9 +200,7 @@ def test_speed_that_falls_short_when_measured_again_is_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("prunec.passes.allocate_widths.compare_modules", timed_by_size)
-    monkeypatch.setattr(
-        "prunec.compiler.result.compare_modules", lambda *_, **__: comparison(1.25)
-    )
+    monkeypatch.setattr("prunec.compiler.result.compare_modules", lambda *_, **__: comparison(1.25))
     result = compress(target=Target(speedup=2), measure=True)
     assert any("asked for speedup=2, measured 1.25x" in n for n in result.report.notes)
     assert {c.ratio for c in result.report.latency} == {1.25}
@@ -397,7 +395,7 @@ class KeepFirst(Pass):
 
 
 @pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A third party's package with two entry points, one of which is no pass."""
     module = types.ModuleType("thirdparty")
     module.KeepFirst = KeepFirst  # type: ignore[attr-defined]
@@ -413,7 +411,6 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return [*real(**select), *(own if select.get("group") == "prunec.passes" else ())]
 
     monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
-    yield
 
 
 @pytest.mark.usefixtures("installed")
@@ -544,7 +541,7 @@ def test_outputs_that_do_not_matter_do_not_block_widths() -> None:
 
 
 def test_output_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(PrunecError, match="output 'logit' does not exist.*logits"):
+    with pytest.raises(PrunecError, match=r"output 'logit' does not exist.*logits"):
         compress(TwoOutputs(), torch.randn(2, 8), outputs="logit")
 
 

@@ -42,7 +42,8 @@ CONTRACTIONS = frozenset(
     (
         "linear matmul mm bmm mv dot einsum conv1d conv2d conv3d convolution _convolution "
         "bilinear conv_transpose1d conv_transpose2d conv_transpose3d addmm baddbmm addmv "
-        "outer ger mul multiply tensordot inner vdot"
+        "outer ger mul multiply tensordot inner vdot _grouped_mm "
+        "transformers::grouped_mm_fallback"
     ).split()
 )
 ADDENDS = {

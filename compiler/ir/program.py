@@ -61,7 +61,9 @@ class Program:
         for name, value in captured.items():
             leaves = pytree.tree_leaves(value)
             if name not in given and any(isinstance(leaf, Tensor) for leaf in leaves):
-                raise InputError(f"the call leaves out '{name}', with which the model was captured.")
+                raise InputError(
+                    f"the call leaves out '{name}', with which the model was captured."
+                )
         values = [given.get(name, value) for name, value in captured.items()]
         count = len(self.args)
         call = tuple(values[:count]), dict(zip(self.kwargs, values[count:], strict=True))

@@ -119,6 +119,22 @@ def outer(c: RuleContext, x: Any, vec2: Any) -> Terms:
     return [*c.terms(x), *c.terms(vec2)]
 
 
+@op_rule("aten::_grouped_mm", "transformers::grouped_mm_fallback")
+def grouped_mm(c: RuleContext, x: Any, weight: Any, mat2: Any, offs: Any) -> Terms:
+    """x [T, K], its rows in groups that end at offs [E], each times its own [K, N] of [E, K, N]."""
+    matrices = weight if weight is not None else mat2
+    rows, w = c.terms(x), c.terms(matrices)
+    if len(rows) != 2 or len(w) != 3:
+        raise ValueError("another layout of groups")
+    c.block(w[0], "experts are chosen by value")
+    c.block_all(offs, "experts are chosen by value")
+    c.unify(rows[1], w[1])
+    out = [rows[0], w[2]]
+    c.contract(w[1], [(x, 1), (matrices, 1)], out, matrices)
+    c.role(w[2], "hidden")
+    return out
+
+
 @op_rule("aten::embedding")
 def embedding(c: RuleContext, weight: Any, indices: Any) -> Terms:
     rows, *rest = c.terms(weight)

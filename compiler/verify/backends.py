@@ -14,7 +14,7 @@ from ..errors import VerificationError
 from ..inference.graph import Graph
 from ..ir.program import Program
 from .interpreter import ProgramInterpreter, full_precision, relative_error
-from .oracles import TOLERANCE, Check, Inputs, working_dtype
+from .oracles import TOLERANCE, Check, Inputs, precision, working_dtype
 
 if TYPE_CHECKING:
     from ..compilation import Compilation
@@ -74,7 +74,9 @@ def capture_error(graph: Graph, inputs: Inputs) -> Check:
         inputs = [*inputs, *(program.flat_inputs(*draw) for draw in draws)]
     calls = [pytree.tree_unflatten(list(flat), program.in_spec) for flat in inputs]
     error = module_error(program, graph.source, calls)
-    return Check("graph == model", error, "as captured", len(calls), back_end_tolerance(program))
+    return Check(
+        "graph == model", error, precision(program), len(calls), back_end_tolerance(program)
+    )
 
 
 def back_end_tolerance(program: Program) -> float:
@@ -101,7 +103,7 @@ def check_backends(state: Compilation) -> None:
             continue
         error = module_error(dense.program, module, example_calls(state.graph))
         state.checks = [c for c in state.checks if c.name != f"{name} == program"]
-        state.checks.append(Check(f"{name} == program", error, "as captured", 2, limit))
+        state.checks.append(Check(f"{name} == program", error, precision(dense.program), 2, limit))
         if error > limit:
             raise VerificationError(
                 f"the {name} differs from the dense graph by {error:.2e} (limit {limit:.0e})."

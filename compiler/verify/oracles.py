@@ -59,13 +59,19 @@ def working_dtype(program: Program) -> torch.dtype | None:
     return torch.float32 if kinds & {torch.float16, torch.bfloat16} else None
 
 
+def precision(program: Program, dtype: torch.dtype | None = None) -> str:
+    """The name of the dtype a program runs in."""
+    floats = (t.dtype for t in program.tensors.values() if t.is_floating_point())
+    return str(dtype or next(floats, torch.float32)).removeprefix("torch.")
+
+
 def judged(run: Callable[[torch.dtype | None], float], program: Program) -> tuple[float, str]:
     """The error, in float32 (or the model's dtype); in float64 when that fails, since very deep
     nets amplify rounding."""
     dtype = working_dtype(program)
     error = run(dtype)
     if error <= TOLERANCE:
-        return error, str(dtype or "as captured").removeprefix("torch.")
+        return error, precision(program, dtype)
     return run(torch.float64), "float64"
 
 
