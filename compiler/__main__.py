@@ -24,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console(width=None if sys.stdout.isatty() else 120)  # files and pipes: whole tables
+INTERRUPTED = 130  # the exit code of a process ended by Ctrl-C
 
 Model = Annotated[
     str,

@@ -287,16 +287,15 @@ def test_export_falls_back_to_the_graph(
 
     result = compress(small_cnn(), IMAGES)
     tried: list[nn.Module] = []
-    real = result_module.export_onnx
 
-    def export(model: nn.Module, *args: Any, **options: Any) -> Any:
+    def export(model: nn.Module, *_: Any, **__: Any) -> str:
         tried.append(model)
         if model is result.model:
             raise ExportError("no")
-        return real(model, *args, **options)
+        return "exported"
 
     monkeypatch.setattr(result_module, "export_onnx", export)
-    assert result.export_onnx(tmp_path / "m.onnx").max_rel_error < 1e-4
+    assert result.export_onnx(tmp_path / "m.onnx") == "exported"
     assert tried == [result.model, result.graph_module]
 
 

@@ -432,9 +432,9 @@ def test_buffers_that_forward_writes_are_not_written_by_a_compile() -> None:
 
 def test_a_constant_that_dropout_scales_is_not_folded() -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
-        return self.head(F.dropout(self.up(x).relu(), 0.5, self.training))
+        return self.head(F.dropout(self.up(x).relu(), 0.5, training=True))
 
-    net = module(forward, up=nn.Linear(8, 12), head=nn.Linear(12, 5)).train()
+    net = module(forward, up=nn.Linear(8, 12), head=nn.Linear(12, 5))
     zero(net.up.weight[:2])
     with torch.no_grad():
         net.up.bias[:2] = torch.tensor([0.8, -0.8])

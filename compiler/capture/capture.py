@@ -32,8 +32,8 @@ def capture(
     `args`, `kwargs`: example inputs of forward; a batch of 1 is widened to 3. `dynamic_shapes`: as
     torch.export takes them; by default the batch (and token) axes are left dynamic where the model
     allows. `outputs`: keys, dotted paths or indices of the outputs that matter; the graph returns
-    those, and only those block what they touch. The model is captured in its present train/eval
-    mode and is not changed. Raises CaptureError with the construct and the remedy.
+    those, and only those block what they touch. The model is captured as it runs in eval mode and
+    is not changed. Raises CaptureError with the construct and the remedy.
     """
     if not isinstance(model, nn.Module):
         raise CaptureError(f"capture needs an nn.Module, not a {type(model).__name__}.")
@@ -42,7 +42,14 @@ def capture(
     call = distinct(tuple(args or ()), _defaults(model, dict(kwargs or {})))
     if dynamic_shapes is None:
         call = widen(*call)
-    exported, how = export(model, *call, dynamic_shapes)
+    training = {m: m.training for m in model.modules()}
+    try:
+        for m in training:
+            m.training = False
+        exported, how = export(model, *call, dynamic_shapes)
+    finally:
+        for m, mode in training.items():
+            m.training = mode
     program = program_of(model, exported, *call, how)
     if "draft" in how:
         program.notes.append(

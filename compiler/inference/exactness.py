@@ -176,8 +176,9 @@ class _Zeros:
     def _write_back(self, node: fx.Node, alive: set[Var]) -> None:
         """An in-place result lives on in the values it is a view of."""
         base = written(node)
-        for other in self.alive if base is not None else ():
-            if self.owners[other] is self.owners[base]:
+        owner = self.owners[base] if base is not None else None
+        for other in self.alive if owner is not None else ():
+            if self.owners[other] is owner:
                 self.alive[other] |= alive & self._carried(other)
 
 

@@ -232,14 +232,15 @@ def _contribution(
             return weight.value
         return None  # the bias counts once, in the consumer itself
 
-    args, kwargs = map_arg((sink.node.args, sink.node.kwargs), argument)
+    arguments: Any = map_arg((sink.node.args, sink.node.kwargs), argument)
+    args, kwargs = arguments
     name = op_name(sink.node.target)
     if name in ("aten::linear", "aten::conv1d", "aten::conv2d", "aten::conv3d"):
         result = sink.node.target(*args, **kwargs)  # type: ignore[operator]
     elif name in ("aten::matmul", "aten::mm"):
         result = torch.matmul(args[0], args[1])
     elif name == "aten::addmm":
-        result = torch.matmul(args[1], args[2])
+        result = torch.matmul(args[1], args[2]) * kwargs.get("alpha", 1)
     else:
         return None
     out = result.dim() - 1

@@ -156,7 +156,8 @@ def _fill(x: Any, values: dict[fx.Node, Any], masks: bool) -> Any:
 
 
 def _run(node: fx.Node, values: dict[fx.Node, Any], masks: bool) -> Any:
-    args, kwargs = map_arg((node.args, node.kwargs), lambda n: _fill(n, values, masks))
+    given: Any = map_arg((node.args, node.kwargs), lambda n: _fill(n, values, masks))
+    args, kwargs = given
     if masks and op_name(node.target) in ("aten::to", "aten::_to_copy", "aten::type_as"):
         return args[0]
     if mutates(node.target):  # what is known of the operand, and the model's memory, stay
@@ -216,20 +217,23 @@ def _contract(node: fx.Node, given: dict[str, Any], values: dict[fx.Node, Any]) 
 
     def run(a: Tensor, b: Tensor, extra: Any) -> Tensor:
         swap = {left: a, right: b, addend: extra}
-        args, kwargs = map_arg(
+        arguments: Any = map_arg(
             (node.args, node.kwargs), lambda n: swap[n] if n in swap else _fill(n, values, False)
         )
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        return node.target(*arguments[0], **arguments[1])  # type: ignore[operator]
 
-    nothing = None if "bias" in given else torch.zeros((), device=_device(node))
-    terms = run(*(_indicator(n, values, "live") for n in (left, right)), nothing)
+    def marks(which: str) -> Tensor:
+        extra = None if "bias" in given else torch.zeros((), device=_device(node))
+        return run(_indicator(left, values, which), _indicator(right, values, which), extra)
+
+    unknown = marks("live")  # a count of terms
     if all(isinstance(k, Known) for k in sides):
-        terms = terms - run(*(_indicator(n, values, "known") for n in (left, right)), nothing)
-    mask = terms.abs() < 0.5  # a count of terms that are not known
+        unknown = unknown - marks("known")
+    mask = unknown.abs() < 0.5
     if not bool(mask.any()):
         return None
-    filled = [_fill(n, values, False) for n in (left, right)]
-    return _partial(run(*filled, bias.value if bias is not None else nothing), mask)
+    added = bias.value if isinstance(bias, Known) else None
+    return _partial(run(_fill(left, values, False), _fill(right, values, False), added), mask)
 
 
 def _operands(node: fx.Node, given: dict[str, Any]) -> tuple[Any, Any, Any]:

@@ -164,7 +164,7 @@ def _fold(graph: Graph, dense: Program, fold: Fold, kept: Kept) -> None:
         old = dense.tensors[str(bias.target)]
         new = (old.detach().double() + vector.double()).to(old.dtype)
         dense.tensors[str(bias.target)] = _like(old, new)
-    elif bias is None and "bias" in given and _own_weight(dense, weight):
+    elif bias is None and "bias" in given and weight is not None and _own_weight(dense, weight):
         name = f"{str(weight.target).rpartition('.')[0]}.bias"
         like = dense.tensors[str(weight.target)]
         dense.tensors[name] = _like(like, vector.to(like.dtype))

@@ -75,16 +75,15 @@ class RestrictedInterpreter(ProgramInterpreter):
 
     def _statistic(self, n: fx.Node) -> Any:
         function = FORMULAS.get(op_name(n.target))
-        source = n.args[0]
+        arguments = bound_arguments(n)
+        source = arguments.get("key", n.args[0])  # the statistic of attention runs over its keys
         if function is None or not isinstance(source, fx.Node):
             return None
-        given = map_arg(bound_arguments(n), lambda x: self.env[x])
-        if "key" in given:  # the statistic of attention runs over its keys
-            source = n.args[1]
+        given: Any = map_arg(arguments, lambda x: self.env[x])
         keep = self._keep(self.graph_terms.get(source), self.env[source])
         if all(k is None for k in keep):
             return None
-        return function(given.get("x"), keep, given)
+        return function(given.get("x", given.get("query")), keep, given)
 
     def _keep(self, terms: Any, value: Any) -> Keep:
         """The kept entries of each axis of a value, at its own size (capture's may differ)."""
@@ -213,9 +212,9 @@ def log_softmax(x: Tensor, keep: Keep, given: dict[str, Any]) -> Tensor:
 
 
 @formula("aten::scaled_dot_product_attention")
-def attention(_: Any, keep: Keep, given: dict[str, Any]) -> Tensor:
+def attention(q: Tensor, keep: Keep, given: dict[str, Any]) -> Tensor:
     """Over kept keys, with the scale of the original width; `keep` is of the key's axes."""
-    q, k, v = given["query"], given["key"], given["value"]
+    k, v = given["key"], given["value"]
     if given.get("enable_gqa"):
         repeat = q.shape[-3] // k.shape[-3]
         k, v = k.repeat_interleave(repeat, -3), v.repeat_interleave(repeat, -3)
