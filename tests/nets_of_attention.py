@@ -476,3 +476,24 @@ def learned_queries_flattened() -> nn.Module:
         head=nn.Linear(27, 5),
         tail=nn.Linear(9, 5),
     )
+
+
+@structure("head 3", "head-dim 4", "head-dim 4", args=(TOKENS,))
+def heads_in_the_batch() -> nn.Module:
+    """Batch and heads as one axis, with masks and tables repeated along it."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = (
+            t.view(b, n, 3, 4).transpose(1, 2).reshape(-1, n, 4) for t in self.qkv(x).chunk(3, -1)
+        )
+        scores = torch.baddbmm(x.new_zeros(b * 3, n, n), q, k.transpose(1, 2))
+        steps = torch.arange(n).expand(q.shape[0], n, n)
+        table = self.table.repeat(q.shape[0] // 3, 1, 1)
+        scores = (
+            scores.gather(-1, steps) + table + torch.full((n, n), -9.0).triu(1).expand_as(scores)
+        )
+        y = (scores.softmax(-1) @ v).view(b, 3, n, 4).transpose(1, 2)
+        return self.head(y.reshape(b, n, 12))
+
+    return module(forward, qkv=nn.Linear(8, 36), table=weight(3, 7, 7), head=nn.Linear(12, 5))

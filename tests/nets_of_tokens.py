@@ -333,7 +333,7 @@ def sinusoids_from_sizes() -> nn.Module:
 def learned_mask_token() -> nn.Module:
     def forward(self: Any, x: Tensor) -> Tensor:
         missing = x[..., :1] > 0
-        x = torch.where(missing, self.token, self.stem(x))
+        x = torch.where(missing, self.token.type_as(x), self.stem(x))
         return self.head(x.masked_fill(x.detach() < -1, 0.0))
 
     return module(forward, stem=nn.Linear(8, 10), token=weight(10), head=nn.Linear(10, 5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,11 +41,23 @@ def random_cut(graph: Graph, seed: int, share: float) -> Cut:
     return kept
 
 
+def mixed_cut(graph: Graph, seed: int) -> Cut:
+    """Some dimensions whole, the others at any width."""
+    chance = random.Random(seed)
+    kept: Cut = {}
+    for d in graph.prunable.values():
+        if chance.random() < 0.5:
+            count = chance.randint(max(d.minimum, 1), d.size)
+            kept[d.name] = sorted(chance.sample(range(d.size), count))
+    return kept
+
+
 def cuts(graph: Graph) -> Iterator[Cut]:
-    """Half of every dimension, twice; then as little as may stay."""
+    """Half of every dimension; as little as may stay; some of some of them."""
     yield random_cut(graph, seed=1, share=0.5)
-    yield random_cut(graph, seed=2, share=0.5)
-    yield random_cut(graph, seed=3, share=0.0)
+    yield random_cut(graph, seed=2, share=0.0)
+    yield mixed_cut(graph, seed=3)
+    yield mixed_cut(graph, seed=4)
 
 
 def only_exact(graph: Graph, cut: Cut) -> Cut:
@@ -99,6 +112,24 @@ def test_permuting_every_dimension_changes_nothing_and_a_wrong_one_shows(name: s
     assert check.passed
     assert check.sensitivity is not None
     assert check.sensitivity > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("name", "cut"),
+    [
+        ("slices_and_narrow", {"wide:hidden#2": [0, 3]}),  # x[..., :-10]: the end moves
+        ("gpt2_linear", {"attention:head-dim#2": [2]}),  # width 1: a copy becomes a strided view
+        ("squeeze_without_dims", {"mix:hidden": [4]}),
+        ("strided_slices", {"wide:hidden": [5]}),
+    ],
+)
+def test_a_cut_that_once_went_wrong(name: str, cut: Cut) -> None:
+    graph = captured(name)
+    kept = Plan(kept=cut, graph=graph).planned()
+    dense = rewrite(graph, kept)
+    check_structure(graph, dense, kept)
+    inputs = verification_inputs(Compilation(graph))
+    assert restricted_statistics(graph, dense, kept, inputs).passed
 
 
 @pytest.mark.parametrize("length", [5, 9])

@@ -23,7 +23,11 @@ def _axes(c: RuleContext) -> Terms:
     "aten::new_empty",
 )
 def filled(c: RuleContext) -> Terms:
-    terms = _axes(c)
+    """A dynamic size may hold a width too, as batch x heads does."""
+    terms: Terms = [
+        c.var(size) if size is not None else c.fixed(None, "data-dependent size")
+        for size in c.out_shape
+    ]
     c.resize("size", terms)
     return terms
 

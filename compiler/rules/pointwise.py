@@ -15,7 +15,7 @@ from ..ir.terms import UNIT, resolve
 
 UNTAGGED = (
     "dropout feature_dropout alpha_dropout feature_alpha_dropout contiguous to _to_copy "
-    "clone detach alias lift_fresh lift_fresh_copy type_as rsub fill copy zero hardswish "
+    "clone detach alias lift_fresh lift_fresh_copy rsub fill copy zero hardswish "
     "hardsigmoid zeros_like ones_like full_like empty_like rand_like randn_like where "
     "masked_fill bernoulli __and__ __or__ __xor__ floor_divide true_divide divide "
     "multiply subtract square float relu6 log_sigmoid logsigmoid_backward mish selu celu "
@@ -38,6 +38,12 @@ def pointwise(c: RuleContext) -> Any:
     if isinstance(c.value, (tuple, list)):
         return tuple(list(out) for _ in c.value)
     return out
+
+
+@op_rule("aten::type_as")
+def type_as(c: RuleContext, x: Any) -> Terms:
+    """The other operand gives its dtype only."""
+    return c.terms(x)
 
 
 def broadcast(c: RuleContext, operands: list[fx.Node], rank: int) -> Terms:

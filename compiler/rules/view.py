@@ -22,6 +22,7 @@ from ..ir.terms import (
     product,
     reshape,
     resolve,
+    variables,
 )
 
 
@@ -44,7 +45,19 @@ def view(c: RuleContext, x: Any, size: Any, dtype: Any) -> Terms:
     if dtype is not None and size is None:
         c.block_all(x, "view as another dtype")
         return [c.fixed(s) for s in c.out_shape]
-    return viewed(c, x, c.out_shape, "shape" if c.op == "reshape" else "size")
+    out = viewed(c, x, c.out_shape, "shape" if c.op == "reshape" else "size")
+    if c.op == "view":
+        terms = c.terms(x)
+        c.on_rewrite(lambda rw: _allow_a_copy(rw, terms))
+    return out
+
+
+def _allow_a_copy(rw: NodeRewriter, terms: Terms) -> None:
+    """Axes of size 1 leave the strides open, so that what was made contiguous by a copy may now be
+    none: reshape views where it can."""
+    met = {v for term in terms for v in variables(term)}
+    if any(rw.changed(v) and rw.size(v) == 1 for v in met):
+        rw.node.target = torch.ops.aten.reshape.default
 
 
 @op_rule("aten::view_as", "aten::reshape_as")
@@ -144,12 +157,12 @@ def expand(c: RuleContext, x: Any) -> Terms:
         i = axis - (len(shape) - len(terms))
         if i >= 0 and resolve(terms[i]).size == size:
             out.append(terms[i])
-        elif c.symbolic(axis) or size is None:
-            out.append(c.fixed(size, "repeated along a dynamic axis"))
-        else:
-            repeat = c.var(size)
-            c.role(repeat, "repeat")
-            out.append(repeat)
+        elif size is None:
+            out.append(c.fixed(size, "repeated along a data-dependent axis"))
+        else:  # a dynamic size may hold a width, as batch x heads does
+            out.append(c.var(size))
+            if not c.symbolic(axis):
+                c.role(out[-1], "repeat")
     c.resize("size", out)
     return out
 
@@ -186,7 +199,9 @@ def _tile(c: RuleContext, term: Term, count: Any, size: int | None) -> Term:
         c.role(tiles, "repeat")
         return tiles
     own = resolve(term).size
-    return c.fixed(size // own if size and own else None, "repeated a dynamic number of times")
+    if not size or not own:
+        return c.fixed(None, "repeated a data-dependent number of times")
+    return c.var(size // own)
 
 
 def _join(c: RuleContext, outer: Term, inner: Term, axis: int) -> Term:
@@ -297,7 +312,7 @@ def slice_(c: RuleContext, x: Any, dim: Any, start: Any, end: Any, step: Any, le
         if isinstance(end, int) and end < sys.maxsize:
             c.on_rewrite(lambda rw: _open_end(rw, term))
         elif isinstance(length, int):
-            c.resize_scalar("length", term)
+            c.on_rewrite(lambda rw: _whole_length(rw, term))
         return terms
     literal = all(isinstance(v, int) or v is None for v in (start, end, length, step))
     if not literal or _is_symbolic(x, axis) or size is None or out is None:
@@ -308,19 +323,27 @@ def slice_(c: RuleContext, x: Any, dim: Any, start: Any, end: Any, step: Any, le
     if step not in (None, 1):
         terms[axis] = _strided(c, term, first, step, out)
         return terms
-    before, piece, _ = cut(term, [first, out, size - first - out], c.reason("cut inside a product"))
+    sizes = [first, out, size - first - out]
+    before, piece, after = cut(term, sizes, c.reason("cut inside a product"))
     terms[axis] = piece
-    c.on_rewrite(lambda rw: _move_slice(rw, before, piece))
+    c.on_rewrite(lambda rw: _move_slice(rw, before, piece, after))
     return terms
 
 
-def _open_end(rw: NodeRewriter, term: Term) -> None:
+def _open_end(rw: NodeRewriter, term: Term, start: int = 0) -> None:
     if rw.changed(term):
+        rw.set("start", start)
         rw.set("end", sys.maxsize)
 
 
-def _move_slice(rw: NodeRewriter, before: Term, piece: Term) -> None:
-    if not (rw.changed(before) or rw.changed(piece)):
+def _whole_length(rw: NodeRewriter, term: Term) -> None:
+    if rw.changed(term):
+        rw.set("start", 0)
+        rw.set("length", rw.size(term))
+
+
+def _move_slice(rw: NodeRewriter, before: Term, piece: Term, after: Term) -> None:
+    if not any(map(rw.changed, (before, piece, after))):  # bounds may count from the end
         return
     start = rw.size(before)
     rw.set("start", start)
@@ -339,7 +362,7 @@ def _strided(c: RuleContext, term: Term, first: int, step: int, out: int) -> Ter
         c.block(term, "strided slice")
         return c.fixed(out)
     c.block(pair[1], "strided slice")
-    c.on_rewrite(lambda rw: _open_end(rw, pair[0]))
+    c.on_rewrite(lambda rw: _open_end(rw, pair[0], first))
     return pair[0]
 
 
