@@ -20,7 +20,7 @@ from prunec.compiler.errors import SourceError
 from prunec.compiler.sources.data import load_data
 from prunec.compiler.sources.model import Source
 
-WORDS = "<pad> <unk> <end> a b c d e f g".split()  # noqa: SIM905
+WORDS = "<pad> <unk> <end> a b c d e f g".split()
 TEXTS = ["a b c", "a", "d e f g", "b"]
 
 

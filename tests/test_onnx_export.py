@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunec.compiler.onnx_files import export as onnx_export_module
 from prunec.compiler.errors import ExportError
+from prunec.compiler.onnx_files import export as onnx_export_module
 from prunec.compiler.onnx_files.export import export_onnx
 from prunec.compiler.onnx_files.parity import prove_parity
 from prunec.compiler.onnx_files.session import OnnxSession
