@@ -53,9 +53,9 @@ def verification_inputs(state: Compilation, seed: int = 1) -> list[list[Any]]:
 def prove(
     graph: Graph, program: Program, planned: Kept, dead: DeadEntries, inputs: Inputs
 ) -> list[Check]:
-    """That the graph is the model's, and the three checks of a dense program. Raises VerificationError with the culprit.
+    """That the graph is the model's, and the three checks of a dense program.
 
-    `planned`: kept entries of planned removals; `inputs`: flat inputs to compare on. Weights on the
+    Raises VerificationError with the culprit. `planned`: kept entries of planned removals; `inputs`: flat inputs to compare on. Weights on the
     meta device cannot be compared: one check says so.
     """
     if graph.program.is_meta:
