@@ -19,7 +19,7 @@ from rich.console import Console
 
 from prunec import compiler, passes
 
-STEPS = 70  # of 32 paragraphs: about a minute and a half on two cores
+STEPS = 50  # of 32 paragraphs
 HELD_OUT = 400
 
 
@@ -27,19 +27,17 @@ def compress_embedder(out: Path, console: Console, steps: int) -> compiler.Resul
     """all-MiniLM-L6-v2: a third of the heads and half of the hidden units go, distilled on
     unlabelled text, judged on text of other modules."""
     model, tokenizer = minilm.load()
-    texts = corpus.paragraphs("train")
-    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0)).tolist()
-    texts = [texts[i] for i in order[: 32 * (steps + 4)]]
-    batches = minilm.batches(texts, tokenizer, max_length=128)
-    calibration, train = batches[:4], batches[4:]
-    graph = compiler.capture(model, kwargs=calibration[0])
+    train = training_batches(tokenizer, steps)
+    calibration = train[:2]
+    few = corpus.paragraphs("train")[:4]
+    graph = compiler.capture(model, kwargs=minilm.batches(few, tokenizer, max_length=64)[0])
     pipeline = compiler.PassManager(
         [
             passes.MagnitudeScore(norm=2),
             passes.PruneHeads(ratio=1 / 3),
             passes.PruneChannels(ratio=0.5, include="hidden", round_to=8),
             passes.SparseToDense(),
-            passes.Distill(train, steps=steps, learning_rate=3e-4),
+            passes.Distill(train, steps=steps, learning_rate=5e-4),
         ],
         callback=lambda step, result, seconds: console.print(
             f"  {step.name:<16} {seconds:6.1f} s  {result.summary}", highlight=False

@@ -55,8 +55,8 @@ def prove(
 ) -> list[Check]:
     """That the graph is the model's, and the three checks of a dense program.
 
-    Raises VerificationError with the culprit. `planned`: kept entries of planned removals; `inputs`: flat inputs to compare on. Weights on the
-    meta device cannot be compared: one check says so.
+    `planned`: kept entries of planned removals; `inputs`: flat inputs to compare on. Weights on the
+    meta device cannot be compared: one check says so. Raises VerificationError with the culprit.
     """
     if graph.program.is_meta:
         return [Check("all", None, "-", 0, skipped="weights are on the meta device")]
