@@ -14,7 +14,7 @@ from pathlib import Path
 import corpus
 import digits
 import minilm
-import torch
+from minilm_compile import training_batches
 from rich.console import Console
 
 from prunec import compiler, passes
