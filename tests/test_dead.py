@@ -91,7 +91,7 @@ def test_pruned_rows_go_and_their_bias_is_folded(permanent: bool) -> None:
 def test_pruned_columns_take_their_producers_along(permanent: bool) -> None:
     net = mlp()
     prune.ln_structured(net.head, "weight", amount=0.25, n=1, dim=1)
-    gone = zero_rows(nn.Linear(1, 1)) + (net.head.weight == 0).all(0).nonzero().reshape(-1).tolist()
+    gone = (net.head.weight == 0).all(0).nonzero().reshape(-1).tolist()
     if permanent:
         prune.remove(net.head, "weight")
     result = densified(net, TOKENS)
@@ -106,9 +106,11 @@ def test_pruned_filters_of_a_convolution_go(permanent: bool) -> None:
         return self.head(self.norm(self.stem(x)).relu())
 
     net = module(
-        forward, stem=conv(4, 10, bias=False), norm=nn.BatchNorm2d(10, affine=False),
+        forward,
+        stem=conv(4, 10, bias=False),
+        norm=nn.BatchNorm2d(10, affine=False),
         head=conv(10, 5, 1),
-    )  # fmt: skip
+    )
     lively(net)
     prune.ln_structured(net.stem, "weight", amount=0.4, n=2, dim=0)
     gone = zero_rows(net.stem)
@@ -154,11 +156,10 @@ def test_a_constant_under_zero_padding_stays_and_is_reported() -> None:
     assert any("stem:channel" in note for note in result.report.notes)
 
 
-@pytest.mark.parametrize("mode", ["reflect", "replicate"])
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
 def test_a_constant_padded_by_itself_folds(mode: str) -> None:
     result = densified(normed_convolutions(padding=1, padding_mode=mode), IMAGE)
-    dead = result.plan.dead["stem:channel"]
-    assert dead == ([1, 4] if mode == "reflect" else dead)
+    assert result.plan.dead["stem:channel"] == [1, 4]
 
 
 def test_a_zero_gamma_before_a_linear_layer_folds_into_its_bias() -> None:
@@ -445,9 +446,9 @@ def test_a_constant_that_dropout_scales_is_not_folded() -> None:
 # every structure
 
 
-def with_zero_producers(graph: Graph) -> tuple[Graph, dict[Any, Tensor]]:
+def with_zero_producers(graph: Graph) -> Graph:
     """The graph with half of every exact dimension zeroed where it is produced, not where it is
-    read; and what stays."""
+    read."""
     generator = torch.Generator().manual_seed(5)
     kept = {}
     for d in graph.prunable.values():
@@ -465,12 +466,12 @@ def with_zero_producers(graph: Graph) -> tuple[Graph, dict[Any, Tensor]]:
         terms = enumerate(graph.inference.tensors[name])
         produced = [UNIT if (name, axis) in read else term for axis, term in terms]
         tensors[name] = zero_tensor(t, produced, kept) if t.is_floating_point() else t
-    return Graph(dataclasses.replace(graph.program, tensors=tensors)), kept
+    return Graph(dataclasses.replace(graph.program, tensors=tensors))
 
 
 @pytest.mark.parametrize("name", [n for n, s in STRUCTURES.items() if s.finds])
 def test_removing_what_is_dead_keeps_the_function_of_every_structure(name: str) -> None:
-    graph, _ = with_zero_producers(captured(name))
+    graph = with_zero_producers(captured(name))
     dead = find_dead(graph, {})
     sizes = {v: torch.arange(v.size) for v in dead.removed}
     kept = {v: sizes[v][~torch.isin(sizes[v], gone)] for v, gone in dead.removed.items()}

@@ -221,12 +221,9 @@ def test_widths_are_rounded_to_a_multiple(ratio: float, round_to: int, left: int
     assert widths(state) == {"gate:hidden": left}
 
 
-@pytest.mark.parametrize(("ratio", "round_to"), [(0.5, 16), (0.05, 5), (0.1, 8)])
+@pytest.mark.parametrize(("ratio", "round_to"), [(0.5, 16), (0.05, 5)])
 def test_rounding_never_goes_above_the_width(ratio: float, round_to: int) -> None:
-    if (ratio, round_to) == (0.1, 8):
-        state = after("swiglu", PruneChannels(ratio, round_to=round_to))
-        assert widths(state) == {"gate:hidden": 8}
-        return
+    """A multiple beyond the width would keep all of it: that removes nothing, and is said."""
     with pytest.raises(PlanError, match="rounds every width to what it was"):
         after("swiglu", PruneChannels(ratio, round_to=round_to))
 

@@ -149,6 +149,17 @@ def test_a_product_cut_by_a_concatenation_distributes() -> None:
     assert isinstance(resolve(outer), Fixed)
 
 
+def test_a_product_against_parts_that_end_inside_it_is_cut_where_both_end() -> None:
+    """(4 * 3) = 3 + 3 * (1 + 2): the first part is one row, and rows are 1 + 2."""
+    rows, row = Var(4), Var(3)
+    first, others, tail = Var(3), Var(3), Var(2)
+    parts = concat((first, product((others, concat((fixed(1), tail))))))
+    unify(product((rows, row)), parts, WHY)
+    assert [t.size for t in leaves(row)] == [1, 2]
+    assert resolve(others) in variables(rows)
+    assert same(row, concat((fixed(1), tail)))
+
+
 def test_a_variable_within_itself_is_fixed() -> None:
     v = Var(4)
     unify(v, Product((v,)), WHY)
@@ -238,24 +249,33 @@ SIZES = st.sampled_from([2, 3, 4, 6, 8, 12])
 
 
 @st.composite
-def terms(draw: st.DrawFn, size: int, depth: int = 3) -> Term:
-    """A random term of a given size."""
+def terms(
+    draw: st.DrawFn, size: int, depth: int = 3, pool: dict[int, list[Var]] | None = None
+) -> Term:
+    """A random term of a given size; with a `pool`, variables may occur again."""
+    known = (pool or {}).get(size, [])
     kinds = ["var", "fixed"] if size > 1 else ["fixed"]
+    kinds += ["again"] * 2 if known else []
     if depth and size > 1:
         kinds += ["concat", "var"]
         divisors = [d for d in range(2, size) if size % d == 0]
         kinds += ["product"] * 2 if divisors else []
     kind = draw(st.sampled_from(kinds))
+    if kind == "again":
+        return draw(st.sampled_from(known))
     if kind == "var":
-        return Var(size)
+        var = Var(size)
+        if pool is not None:
+            pool.setdefault(size, []).append(var)
+        return var
     if kind == "fixed":
         return Fixed(size, WHY)
     if kind == "concat":
         first = draw(st.integers(1, size - 1))
-        parts = [draw(terms(s, depth - 1)) for s in (first, size - first)]
+        parts = [draw(terms(s, depth - 1, pool)) for s in (first, size - first)]
         return concat(parts)
     outer = draw(st.sampled_from([d for d in range(2, size) if size % d == 0]))
-    return product([draw(terms(s, depth - 1)) for s in (outer, size // outer)])
+    return product([draw(terms(s, depth - 1, pool)) for s in (outer, size // outer)])
 
 
 def positions(term: Term) -> list[tuple[object, ...]]:
@@ -275,7 +295,8 @@ def positions(term: Term) -> list[tuple[object, ...]]:
 @settings(max_examples=150, deadline=None)
 @given(st.data(), SIZES)
 def test_unified_terms_are_equal_entry_by_entry(data: st.DataObject, size: int) -> None:
-    a, b = data.draw(terms(size)), data.draw(terms(size))
+    pool: dict[int, list[Var]] = {}
+    a, b = data.draw(terms(size, pool=pool)), data.draw(terms(size, pool=pool))
     unify(a, b, WHY)
     assert resolve(a).size == resolve(b).size == size
     assert positions(a) == positions(b)
@@ -284,7 +305,8 @@ def test_unified_terms_are_equal_entry_by_entry(data: st.DataObject, size: int) 
 @settings(max_examples=60, deadline=None)
 @given(st.data(), SIZES)
 def test_unification_is_settled_after_one_time(data: st.DataObject, size: int) -> None:
-    a, b = data.draw(terms(size)), data.draw(terms(size))
+    pool: dict[int, list[Var]] = {}
+    a, b = data.draw(terms(size, pool=pool)), data.draw(terms(size, pool=pool))
     unify(a, b, WHY)
     before = positions(a), positions(b)
     unify(a, b, WHY)
@@ -332,7 +354,8 @@ def test_taking_entries_commutes_with_view(
     data: st.DataObject, shapes: tuple[list[int], list[int]]
 ) -> None:
     before, after = shapes
-    axes = [data.draw(terms(s, depth=2)) if s > 1 else UNIT for s in before]
+    pool: dict[int, list[Var]] = {}
+    axes = [data.draw(terms(s, depth=2, pool=pool)) if s > 1 else UNIT for s in before]
     out = reshape(axes, after, WHY)
     assert out is not None
     assert [t.size for t in out] == after
@@ -347,7 +370,7 @@ def test_taking_entries_commutes_with_view(
 @settings(max_examples=100, deadline=None)
 @given(st.data(), st.lists(st.integers(1, 6), min_size=1, max_size=4))
 def test_taking_entries_commutes_with_split(data: st.DataObject, sizes: list[int]) -> None:
-    term = data.draw(terms(sum(sizes))) if sum(sizes) > 1 else UNIT
+    term = data.draw(terms(sum(sizes), pool={})) if sum(sizes) > 1 else UNIT
     pieces = cut(term, sizes, WHY)
     kept = draw_kept(data, term, *pieces)
     whole = torch.arange(sum(sizes))
@@ -371,7 +394,7 @@ def test_taking_entries_commutes_with_cat(data: st.DataObject, sizes: list[int])
 @settings(max_examples=60, deadline=None)
 @given(st.data(), SIZES)
 def test_labels_say_which_entry_each_position_belongs_to(data: st.DataObject, size: int) -> None:
-    term = data.draw(terms(size))
+    term = data.draw(terms(size, pool={}))
     for var in variables(term):
         gone = data.draw(st.integers(0, var.size - 1))
         keep = torch.tensor([i for i in range(var.size) if i != gone])

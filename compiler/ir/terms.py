@@ -226,11 +226,31 @@ def unify(a: Term, b: Term, reason: Reason) -> None:
         _unify_concats(list(a.parts), list(b.parts), reason)
     else:
         whole, pieces = (a, b) if isinstance(b, Concat) else (b, a)
+        assert isinstance(whole, Product)
         assert isinstance(pieces, Concat)
-        # the distributive law: (a + b) * c = a * c + b * c
-        cuts = cut(whole, [known_size(p) for p in pieces.parts], reason)
-        for piece, part in zip(cuts, pieces.parts, strict=True):
-            unify(piece, part, reason)
+        _distribute(whole, pieces, reason)
+
+
+def _distribute(whole: Product, pieces: Concat, reason: Reason) -> None:
+    """The distributive law: (a + b) * c = a * c + b * c. The product is cut where the parts end at
+    a multiple of its inner size, taken as large as it may be; between those it is left whole."""
+    for k in range(1, len(whole.factors)):
+        inner = known_size(product(whole.factors[k:]))
+        groups: list[list[Term]] = [[]]
+        offset = 0
+        for part in pieces.parts:
+            groups[-1].append(part)
+            offset += known_size(part)
+            if inner and offset % inner == 0 and offset < whole.size:
+                groups.append([])
+        if len(groups) > 1:
+            joined = [concat(group) for group in groups]
+            cuts = cut(whole, [known_size(g) for g in joined], reason)
+            for piece, group in zip(cuts, joined, strict=True):
+                unify(piece, group, reason)
+            return
+    block(whole, reason)
+    block(pieces, reason)
 
 
 def _bind(a: Term, b: Term, reason: Reason) -> None:
@@ -272,15 +292,35 @@ def _unify_products(left: list[Term], right: list[Term], reason: Reason) -> None
 
 def _unify_concats(left: list[Term], right: list[Term], reason: Reason) -> None:
     while left and right:
-        a, b = left.pop(0), right.pop(0)
+        a, b = resolve(left.pop(0)), resolve(right.pop(0))
+        if isinstance(a, Concat) or isinstance(b, Concat):  # bound while walking
+            left[:0] = a.parts if isinstance(a, Concat) else (a,)
+            right[:0] = b.parts if isinstance(b, Concat) else (b,)
+            continue
         m, n = known_size(a), known_size(b)
-        if m > n:
-            a, rest = cut(a, [n, m - n], reason)
-            left.insert(0, rest)
-        elif n > m:
-            b, rest = cut(b, [m, n - m], reason)
-            right.insert(0, rest)
+        if m != n:
+            longer, others, size, own = (a, right, m, left) if m > n else (b, left, n, right)
+            shorter = _gathered(b if m > n else a, others, size, isinstance(longer, Product))
+            k = known_size(shorter)
+            if k < size:
+                longer, rest = cut(longer, [k, size - k], reason)
+                own.insert(0, rest)
+            a, b = longer, shorter
         unify(a, b, reason)
+
+
+def _gathered(first: Term, others: list[Term], size: int, product_ahead: bool) -> Term:
+    """The parts that make up `size`, when a product stands against them and they end where it
+    does; the first part alone otherwise."""
+    taken, total = 0, known_size(first)
+    while product_ahead and total < size and taken < len(others):
+        total += known_size(others[taken])
+        taken += 1
+    if total != size:
+        return first
+    group = [first, *others[:taken]]
+    del others[:taken]
+    return concat(group)
 
 
 def factor(term: Term, outer: int) -> tuple[Term, Term] | None:
