@@ -201,6 +201,15 @@ def _report(state: Compilation, passes: list[PassReport]) -> Report:
         if state.dense.module is None:
             notes.append(f"the module back end does not hold: {state.dense.module_reason}")
     after = cost(graph, sizes)
+    if state.dense is not None:  # biases that hold folded constants, indices of selections
+        added = [
+            t for n, t in state.dense.program.tensors.items() if n not in graph.program.tensors
+        ]
+        after = dataclasses.replace(
+            after,
+            params=after.params + sum(t.numel() for t in added if isinstance(t, nn.Parameter)),
+            bytes=after.bytes + sum(t.numel() * t.element_size() for t in added),
+        )
     return Report(
         model=type(graph.source).__name__,
         emitted=emitted,
