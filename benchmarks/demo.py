@@ -19,7 +19,7 @@ from rich.console import Console
 
 from prunec import compiler, passes
 
-STEPS = 50  # of 32 paragraphs
+STEPS = 120  # of 32 paragraphs
 HELD_OUT = 400
 
 
