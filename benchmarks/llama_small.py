@@ -44,13 +44,12 @@ def main() -> None:
     prompt = ids[:, :8]
     tokens = result.model.generate(prompt, max_new_tokens=24, do_sample=False)
     with tempfile.TemporaryDirectory() as scratch:
-        place = result.save(Path(scratch) / "llama", onnx=True)
+        place = result.save(Path(scratch) / "llama", onnx=True, measure=("torch", "onnxruntime"))
         loaded = compiler.load(place)
         graph_model = compiler.load(place, graph=True)
         again = loaded.generate(prompt, max_new_tokens=24, do_sample=False)
         with torch.no_grad():
             difference = (graph_model(input_ids=ids).logits - loaded(ids).logits).abs().max()
-    result.measure_all(("torch", "onnxruntime"), max_seconds=4.0)
     rows = {
         "class": type(loaded).__name__,
         "parameters": result.report.after.params / result.report.before.params,

@@ -123,7 +123,7 @@ class Result:
                     export_onnx(self.source, args, kwargs, pair[0])
                     if pair[1] is None:
                         pair[1] = pathlib.Path(scratch) / "result.onnx"
-                        export_onnx(self.model, args, kwargs, pair[1])
+                        self._export(pair[1])
                     files = {"onnx_before": pair[0], "onnx_after": pair[1]}
                 for batch in batches:
                     self.measure(runtime, batch, **files, **options)
@@ -132,15 +132,17 @@ class Result:
         """Export to ONNX with a dynamic batch, check the file and compare it with the model in
         onnxruntime. Falls back to the graph module where the module does not export. Raises
         ExportError."""
+        self.report.onnx = self._export(path, **options)
+        return self.report.onnx
+
+    def _export(self, path: str | pathlib.Path, **options: Any) -> OnnxReport:
         args, kwargs = self.example()
         try:
-            onnx = export_onnx(self.model, args, kwargs, path, **options)
+            return export_onnx(self.model, args, kwargs, path, **options)
         except ExportError:
             if self.graph_module is None or self.graph_module is self.model:
                 raise
-            onnx = export_onnx(self.graph_module, args, kwargs, path, **options)
-        self.report.onnx = onnx
-        return onnx
+            return export_onnx(self.graph_module, args, kwargs, path, **options)
 
     def save(
         self,
