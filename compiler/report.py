@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -154,11 +153,3 @@ class Report:
 
 def _spread(timing: Any) -> str:
     return f"{timing.median_ms:.1f} ({timing.low_ms:.1f}-{timing.high_ms:.1f})"
-
-
-def dimension_rows(rows: Sequence[DimensionReport]) -> list[str]:
-    """One line per dimension, for text reports."""
-    return [
-        f"{row.state:<8} {row.kind:<12} {row.before:>6} -> {row.after:<6} {row.name}  {row.reason}"
-        for row in rows
-    ]

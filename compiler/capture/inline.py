@@ -107,7 +107,6 @@ def _replace(graph: fx.Graph, call: fx.Node, result: Any) -> None:
                 user.replace_all_uses_with(result[user.args[1]])  # type: ignore[index]
                 graph.erase_node(user)
             else:
-                map_arg(user.args, lambda n: n)
                 user.args = map_arg(user.args, lambda n: tuple(result) if n is call else n)
     else:
         call.replace_all_uses_with(result)

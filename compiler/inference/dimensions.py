@@ -11,18 +11,6 @@ from ..ir.terms import Fixed, Product, Reason, Term, Var, leaves, resolve, varia
 from .exactness import inexact
 from .rule import Inference
 
-KINDS = (
-    "channel",
-    "hidden",
-    "residual",
-    "head",
-    "kv-head",
-    "query-group",
-    "head-dim",
-    "group",
-    "expert",
-    "other",
-)
 STRUCTURAL = "spatial axis or kernel"  # convolution kernels: blocked by nature, listed in one line
 
 
