@@ -13,7 +13,7 @@ from torch import fx, nn
 from ..inference.dimensions import width_of
 from ..inference.graph import Graph
 from ..ir.program import Program, shape_of
-from ..ir.terms import Concat, Fixed, Product, Term, Var, resolve
+from ..ir.terms import Fixed, Term, Var, children, resolve
 from .leaf_modules import innermost
 from .resize_modules import is_standard
 
@@ -158,9 +158,8 @@ def _size_pairs(term: Term, sizes: dict[Var, int]) -> Iterator[tuple[int, int]]:
     if term.size is None or (isinstance(term, Fixed) and term.size < 2):
         return
     yield term.size, width_of(term, sizes)
-    if isinstance(term, (Product, Concat)):
-        for child in term.factors if isinstance(term, Product) else term.parts:
-            yield from _size_pairs(child, sizes)
+    for child in children(term):
+        yield from _size_pairs(child, sizes)
 
 
 def _argument_pairs(original: fx.Node, node: fx.Node) -> Iterator[tuple[int, int]]:

@@ -7,9 +7,20 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from ..ir.program import Program
-from ..ir.terms import Fixed, Product, Reason, Term, Var, leaves, resolve, variables
+from ..ir.terms import (
+    Fixed,
+    Indexed,
+    Product,
+    Reason,
+    Term,
+    Var,
+    children,
+    leaves,
+    resolve,
+    variables,
+)
 from .exactness import inexact
-from .rule import Inference
+from .rule import SELECTION, Inference
 
 STRUCTURAL = "spatial axis or kernel"  # convolution kernels: blocked by nature, listed in one line
 
@@ -137,9 +148,8 @@ def _products(inference: Inference) -> Iterable[Product]:
         term = resolve(term)
         if isinstance(term, Product):
             yield term
-        if not isinstance(term, (Var, Fixed)):
-            for child in term.factors if isinstance(term, Product) else term.parts:
-                yield from walk(child)
+        for child in children(term):
+            yield from walk(child)
 
     for terms in inference.tensors.values():
         for term in terms:
@@ -194,7 +204,7 @@ def _names(
 def _blocked(inference: Inference) -> dict[str, Dimension]:
     groups: dict[tuple[Reason, int], list[tuple[str, int]]] = {}
     for name, terms in inference.tensors.items():
-        for axis, term in enumerate(terms):
+        for axis, term in enumerate(terms if not name.startswith(SELECTION) else ()):
             for leaf in leaves(term):
                 if isinstance(leaf, Fixed) and leaf.size not in (0, 1, None):
                     assert leaf.size is not None
@@ -217,7 +227,8 @@ def _blocked(inference: Inference) -> dict[str, Dimension]:
 
 
 def width_of(term: Term, kept: dict[Var, int]) -> int:
-    """The size of a term when `kept` variables have the given sizes and the others their own."""
+    """The size of a term when `kept` variables have the given sizes and the others their own; of a
+    selection the share that its base keeps, since which of its entries stay is not known."""
     term = resolve(term)
     if isinstance(term, Var):
         return kept.get(term, term.size)
@@ -228,4 +239,7 @@ def width_of(term: Term, kept: dict[Var, int]) -> int:
         for factor in term.factors:
             size *= width_of(factor, kept)
         return size
+    if isinstance(term, Indexed):
+        share = width_of(term.base, kept) / max(term.base.size or 1, 1)
+        return max(round(len(term.index) * share), 1)
     return sum(width_of(part, kept) for part in term.parts)

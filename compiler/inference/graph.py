@@ -14,6 +14,7 @@ from .dimensions import Dimension, find_dimensions
 from .explain import explain_table
 from .infer import infer
 from .rule import Inference
+from .shuffles import Shuffle, freedom, frozen_shuffles, with_selections
 
 if TYPE_CHECKING:
     import networkx
@@ -26,10 +27,30 @@ class Graph:
     """
 
     def __init__(self, program: Program, outputs: Sequence[str | int] | None = None) -> None:
-        self.program = program
         self.outputs = None if outputs is None else list(outputs)
         self.inference: Inference = infer(program)
         self.dimensions: dict[str, Dimension] = find_dimensions(program, self.inference)
+        self.program = program
+        self._select_where_shuffles_freeze()
+
+    def _select_where_shuffles_freeze(self) -> None:
+        """Take frozen channel shuffles as selections of entries: all, else each, where that frees
+        more of the weights."""
+        shuffles = frozen_shuffles(self.program, self.inference)
+        tried = [[s] for s in shuffles] if len(shuffles) > 1 else []
+        chosen: list[Shuffle] = []
+        original = self.program
+        best = freedom(self.program, self.inference)
+        for more in [shuffles, *tried] if shuffles else []:
+            program = with_selections(original, chosen + more)
+            inference = infer(program)
+            dimensions = find_dimensions(program, inference)
+            free = freedom(program, inference)
+            if free > best:
+                self.program, self.inference, self.dimensions = program, inference, dimensions
+                chosen, best = chosen + more, free
+            if chosen == shuffles:
+                break
 
     @property
     def source(self) -> nn.Module:

@@ -9,7 +9,8 @@ import torch
 from torch import fx
 
 from ..ir.program import Program, fake_value, shape_of, source_line
-from ..ir.terms import Fixed, Reason, block, fresh
+from ..ir.terms import Fixed, Reason, block, fresh, variables
+from .constants import integer_constants
 from .rule import (
     Inference,
     RuleContext,
@@ -27,7 +28,17 @@ def infer(program: Program) -> Inference:
     Never raises for what it does not understand: an op without a rule, a rule that fails and a
     rule whose answer does not fit the result's shape all freeze what they touch, with the reason.
     """
-    inference = Inference()
+    constants = integer_constants(program)
+    inference = _walk(program, Inference(constants=constants))
+    idle = {n for n, gather in inference.gathers.items() if not variables(gather.base)}
+    if not idle:
+        return inference
+    # what selects from a fixed axis is free to select less
+    free = {n: t for n, t in constants.items() if not idle.issuperset(n.users)}
+    return _walk(program, Inference(constants=free))
+
+
+def _walk(program: Program, inference: Inference) -> Inference:
     for name, tensor in program.tensors.items():
         inference.tensors[name] = [fresh(s) for s in tensor.shape]
     for node in program.graph.nodes:
@@ -103,5 +114,6 @@ def _freeze(context: RuleContext, text: str) -> Any:
                 context.block(term, text)
     inference.rewrites.pop(context.node, None)
     inference.generated.pop(context.node, None)
+    inference.gathers.pop(context.node, None)
     inference.frozen[context.node] = context.reason(text)
     return fixed_terms(context.value, context.reason(text))

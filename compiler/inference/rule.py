@@ -17,8 +17,9 @@ from torch import fx
 
 from ..errors import RuleError
 from ..ir.program import fake_value, is_symbolic, shape_of, source_line
-from ..ir.terms import Fixed, Reason, Term, block, fresh, known_size, unify, variables
+from ..ir.terms import Fixed, Reason, Term, block, fresh, known_size, take, unify, variables
 
+SELECTION = "prunec_gather_"  # the index of a selection that prunec put into the graph
 Terms = list[Term]
 Axis = tuple[fx.Node, int]
 RULES: dict[str, OpRule] = {}
@@ -35,6 +36,7 @@ class NodeRewriter(Protocol):
     def set(self, name: str, value: Any) -> None: ...
     def scale(self, value: Any, term: Term) -> Any: ...
     def select(self, axis: int, term: Term) -> None: ...
+    def gather(self, axis: int, base: Term, index: Sequence[int]) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +66,15 @@ class Statistic:
     node: fx.Node
     term: Term
     reason: Reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Gather:
+    """A node that takes entries `index` from an axis of its first operand, whose term is `base`."""
+
+    axis: int
+    base: Term
+    index: tuple[int, ...]
 
 
 def op_rule(*ops: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -124,6 +135,7 @@ class Inference:
     """All that is known of a program after its rules have run.
 
     `origins`: the weighted contractions (layers) a value comes from, without another in between.
+    `constants`: integer values that do not depend on the model's inputs.
     """
 
     terms: dict[fx.Node, Any] = dataclasses.field(default_factory=dict)
@@ -137,6 +149,8 @@ class Inference:
         default_factory=dict
     )
     generated: dict[fx.Node, Terms] = dataclasses.field(default_factory=dict)
+    gathers: dict[fx.Node, Gather] = dataclasses.field(default_factory=dict)
+    constants: dict[fx.Node, torch.Tensor] = dataclasses.field(default_factory=dict)
     activations: set[fx.Node] = dataclasses.field(default_factory=set)
     origins: dict[fx.Node, frozenset[fx.Node]] = dataclasses.field(default_factory=dict)
     frozen: dict[fx.Node, Reason] = dataclasses.field(default_factory=dict)
@@ -175,6 +189,10 @@ class RuleContext:
     def symbolic(self, axis: int) -> bool:
         """Whether an axis of the result was left dynamic."""
         return is_symbolic(self.value.shape[axis])
+
+    def constant(self, x: Any) -> torch.Tensor | None:
+        """The value of an integer tensor that is the same on every call, if x is one."""
+        return self.inference.constants.get(x)
 
     def is_activation(self, x: Any) -> bool:
         """Whether a value depends on the model's inputs (and not only on its tensors)."""
@@ -245,6 +263,20 @@ class RuleContext:
                     rw.select(axis, term)
 
         self.on_rewrite(select)
+
+    def gathered(self, axis: int, base: Term, index: Sequence[int]) -> Term:
+        """The term of entries `index` taken from an axis of the first operand; the node becomes an
+        index_select of those that stay."""
+        found = take(base, index, self.reason("one of them has to stay"))
+        gather = Gather(axis, base, tuple(index))
+        self.inference.gathers[self.node] = gather
+
+        def action(rw: NodeRewriter) -> None:
+            if rw.changed(base):
+                rw.gather(axis, base, gather.index)
+
+        self.on_rewrite(action)
+        return found
 
     def on_rewrite(self, action: Callable[[NodeRewriter], None]) -> None:
         """Run `action` on the node's copy in the smaller graph."""

@@ -1,203 +1,60 @@
-"""The algebra of dimension terms: what an axis of a tensor is made of.
+"""The algebra of dimension terms: terms are equated by unification, cut and factored.
 
-A term is a `Var` (one unknown dimension), a `Fixed` extent that may never change, a row-major
-`Product` of factors (made by view) or a `Concat` of parts (made by cat, split and slice).
-Terms are equated by unification: binding a `Var` is destructive, and a pair that cannot be made
-equal is *fixed* on both sides. So a failure costs compression, never correctness.
+Binding a `Var` is destructive, and a pair that cannot be made equal is *fixed* on both sides. So a
+failure costs compression, never correctness.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
 
-_serial = itertools.count()
+from .normal_form import (
+    UNIT,
+    Concat,
+    Fixed,
+    Indexed,
+    Product,
+    Reason,
+    Term,
+    Var,
+    children,
+    concat,
+    fresh,
+    indexed,
+    known_size,
+    leaves,
+    product,
+    resolve,
+    same,
+    variables,
+)
 
-
-@dataclass(frozen=True)
-class Reason:
-    """Why a dimension is blocked or norm-coupled: the fact, the node, the user's source line."""
-
-    text: str
-    node: str = ""
-    source: str = ""
-
-    def __str__(self) -> str:
-        where = ", ".join(part for part in (self.node, self.source) if part)
-        return f"{self.text} ({where})" if where else self.text
-
-
-class Var:
-    """An unknown dimension of `size` entries; equal to its binding once it has one."""
-
-    __slots__ = ("binding", "serial", "size")
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.binding: Term | None = None
-        self.serial = next(_serial)
-
-    def __repr__(self) -> str:
-        return f"v{self.serial}:{self.size}"
-
-
-@dataclass(frozen=True, eq=False)
-class Fixed:
-    """An extent that stays as it is. `size` None: not known at capture (data dependent)."""
-
-    size: int | None
-    reason: Reason
-
-    def __repr__(self) -> str:
-        return f"{self.size}"
-
-
-@dataclass(frozen=True, eq=False)
-class Product:
-    """Row-major factors, outermost first: index = (i0 * n1 + i1) * n2 + i2 ..."""
-
-    factors: tuple[Term, ...]
-
-    @property
-    def size(self) -> int:
-        return math.prod(known_size(f) for f in self.factors)
-
-    def __repr__(self) -> str:
-        return "(" + "*".join(map(repr, self.factors)) + ")"
-
-
-@dataclass(frozen=True, eq=False)
-class Concat:
-    """Parts one after the other."""
-
-    parts: tuple[Term, ...]
-
-    @property
-    def size(self) -> int:
-        return sum(known_size(p) for p in self.parts)
-
-    def __repr__(self) -> str:
-        return "[" + "+".join(map(repr, self.parts)) + "]"
-
-
-Term = Var | Fixed | Product | Concat
-
-UNIT = Fixed(1, Reason("size 1"))
-
-
-def fresh(size: int) -> Var | Fixed:
-    """A new variable; an axis of size 1 has nothing to remove and is fixed."""
-    return Var(size) if size > 1 else UNIT
-
-
-def known_size(term: Term) -> int:
-    """The size of a term; data-dependent extents count as 0, which never aligns with anything."""
-    return term.size if term.size is not None else 0
-
-
-def resolve(term: Term) -> Term:
-    """The normal form: bindings followed, nested products and concatenations flattened,
-    factors of size 1 dropped, neighbouring fixed extents merged."""
-    if isinstance(term, Var):
-        if term.binding is None:
-            return term
-        term.binding = resolve(term.binding)
-        return term.binding
-    if isinstance(term, Product):
-        return product(term.factors)
-    if isinstance(term, Concat):
-        return concat(term.parts)
-    return term
-
-
-def product(factors: Sequence[Term]) -> Term:
-    """The normal form of a product."""
-    flat: list[Term] = []
-    for factor in map(resolve, factors):
-        for f in factor.factors if isinstance(factor, Product) else (factor,):
-            if f.size == 1 and isinstance(f, Fixed):
-                continue
-            if flat and isinstance(f, Fixed) and isinstance(flat[-1], Fixed):
-                sizes = (flat[-1].size, f.size)
-                total = None if None in sizes else math.prod(s for s in sizes if s is not None)
-                flat[-1] = Fixed(total, flat[-1].reason)
-            else:
-                flat.append(f)
-    if not flat:
-        return UNIT
-    return flat[0] if len(flat) == 1 else Product(tuple(flat))
-
-
-def concat(parts: Sequence[Term]) -> Term:
-    """The normal form of a concatenation."""
-    flat: list[Term] = []
-    for part in map(resolve, parts):
-        for p in part.parts if isinstance(part, Concat) else (part,):
-            if p.size == 0 and isinstance(p, Fixed):
-                continue
-            if flat and isinstance(p, Fixed) and isinstance(flat[-1], Fixed):
-                sizes = (flat[-1].size, p.size)
-                total = None if None in sizes else sum(s for s in sizes if s is not None)
-                flat[-1] = Fixed(total, flat[-1].reason)
-            else:
-                flat.append(p)
-    if not flat:
-        return Fixed(0, UNIT.reason)
-    return flat[0] if len(flat) == 1 else Concat(tuple(flat))
-
-
-def leaves(term: Term) -> Iterator[Var | Fixed]:
-    """The variables and fixed extents of a term, in row-major order, with repetition."""
-    term = resolve(term)
-    if isinstance(term, (Var, Fixed)):
-        yield term
-    else:
-        for child in term.factors if isinstance(term, Product) else term.parts:
-            yield from leaves(child)
-
-
-def variables(term: Term) -> list[Var]:
-    """The distinct variables of a term, in order of first occurrence."""
-    return list(dict.fromkeys(v for v in leaves(term) if isinstance(v, Var)))
-
-
-def same(a: Term, b: Term) -> bool:
-    """Whether two terms are equal as they stand (fixed extents compare by size)."""
-    a, b = resolve(a), resolve(b)
-    if a is b:
-        return True
-    if isinstance(a, Fixed) and isinstance(b, Fixed):
-        return a.size == b.size
-    if isinstance(a, Product) and isinstance(b, Product):
-        return len(a.factors) == len(b.factors) and all(map(same, a.factors, b.factors))
-    if isinstance(a, Concat) and isinstance(b, Concat):
-        return len(a.parts) == len(b.parts) and all(map(same, a.parts, b.parts))
-    return False
-
-
-def fitted(term: Term, size: int) -> Term:
-    """The term of the same axis at another size of its dynamic extent: the first fixed part that
-    can make the difference does. Unchanged where none can."""
-    term = resolve(term)
-    if term.size == size or isinstance(term, Var):
-        return term
-    if isinstance(term, Fixed):
-        return Fixed(size, term.reason)
-    pieces = list(term.factors if isinstance(term, Product) else term.parts)
-    for i, piece in enumerate(pieces):
-        if isinstance(term, Product):
-            others = math.prod(known_size(p) for k, p in enumerate(pieces) if k != i)
-            wanted = size // others if others and size % others == 0 else 0
-        else:
-            wanted = size - (term.size - known_size(piece))
-        if wanted > 0 and any(isinstance(leaf, Fixed) for leaf in leaves(piece)):
-            changed = fitted(piece, wanted)
-            if changed.size == wanted:
-                pieces[i] = changed
-                return product(pieces) if isinstance(term, Product) else concat(pieces)
-    return term
+__all__ = [
+    "UNIT",
+    "Concat",
+    "Fixed",
+    "Indexed",
+    "Product",
+    "Reason",
+    "Term",
+    "Var",
+    "block",
+    "children",
+    "concat",
+    "cut",
+    "factor",
+    "fresh",
+    "indexed",
+    "known_size",
+    "leaves",
+    "product",
+    "resolve",
+    "same",
+    "take",
+    "unify",
+    "variables",
+]
 
 
 def block(term: Term, reason: Reason) -> None:
@@ -220,6 +77,8 @@ def unify(a: Term, b: Term, reason: Reason) -> None:
         block(b, reason)
     elif isinstance(a, Var) or isinstance(b, Var):
         _bind(a, b, reason)
+    elif isinstance(a, Indexed) or isinstance(b, Indexed):
+        _unify_indexed(a, b, reason)
     elif isinstance(a, Product) and isinstance(b, Product):
         _unify_products(list(a.factors), list(b.factors), reason)
     elif isinstance(a, Concat) and isinstance(b, Concat):
@@ -265,6 +124,28 @@ def _bind(a: Term, b: Term, reason: Reason) -> None:
         block(var, reason)
     else:
         var.binding = other
+
+
+def _unify_indexed(a: Term, b: Term, reason: Reason) -> None:
+    """Equal selections of equal bases; a permuted variable takes the other side's order; parts that
+    lie one after the other are compared one by one. What is left is fixed."""
+    if isinstance(a, Indexed) and isinstance(b, Indexed) and a.index == b.index:
+        if a.base.size == b.base.size:
+            unify(a.base, b.base, reason)
+            return
+    for one, other in ((a, b), (b, a)):
+        if isinstance(one, Indexed) and isinstance(one.base, Var):
+            if sorted(one.index) == list(range(one.base.size)):
+                back = sorted(range(one.size), key=one.index.__getitem__)
+                unify(one.base, indexed(other, back), reason)
+                return
+        if isinstance(one, Indexed) and isinstance(other, Concat):
+            pieces = cut(one, [known_size(p) for p in other.parts], reason)
+            for piece, part in zip(pieces, other.parts, strict=True):
+                unify(piece, part, reason)
+            return
+    block(a, reason)
+    block(b, reason)
 
 
 def _unify_products(left: list[Term], right: list[Term], reason: Reason) -> None:
@@ -345,6 +226,8 @@ def factor(term: Term, outer: int) -> tuple[Term, Term] | None:
         return pair
     if isinstance(term, Product):
         return _factor_product(list(term.factors), outer)
+    if isinstance(term, Indexed):
+        return _factor_indexed(term, outer, inner)
     if any(known_size(p) % inner for p in term.parts):
         return None
     pairs = [factor(p, known_size(p) // inner) for p in term.parts]
@@ -373,6 +256,66 @@ def _factor_product(factors: list[Term], outer: int) -> tuple[Term, Term] | None
     return product(taken), product(factors)
 
 
+def _factor_indexed(term: Indexed, outer: int, inner: int) -> tuple[Term, Term] | None:
+    """Whole blocks in another order: (the blocks, reordered) x (a block)."""
+    index = term.index
+    blocks = [index[i * inner] // inner for i in range(outer)]
+    if list(index) != [b * inner + i for b in blocks for i in range(inner)]:
+        return None
+    size = known_size(term.base)
+    pair = factor(term.base, size // inner) if size % inner == 0 else None
+    return None if pair is None else (take(pair[0], blocks, UNIT.reason), pair[1])
+
+
+def take(base: Term, index: Sequence[int], reason: Reason) -> Term:
+    """The entries base[index], of which one always stays: else what reads them would be empty."""
+    if not _stays(base, set(index)):
+        _keep_one(base, sorted(set(index)), reason)
+    return indexed(base, index)
+
+
+def _stays(term: Term, chosen: set[int]) -> bool:
+    """Whether one of the chosen entries is there whatever is removed."""
+    term = resolve(term)
+    if isinstance(term, Fixed) or len(chosen) == term.size:
+        return bool(chosen)
+    if isinstance(term, Indexed):
+        return _stays(term.base, {term.index[i] for i in chosen})
+    return isinstance(term, Concat) and any(_stays(p, set(own)) for p, own in _shares(term, chosen))
+
+
+def _shares(term: Concat, chosen: Collection[int]) -> Iterator[tuple[Term, list[int]]]:
+    """The parts of a concatenation that hold chosen entries, with those entries in their terms."""
+    offset = 0
+    for part in term.parts:
+        size = known_size(part)
+        own = sorted(i - offset for i in chosen if offset <= i < offset + size)
+        offset += size
+        if own:
+            yield part, own
+
+
+def _keep_one(term: Term, chosen: Sequence[int], reason: Reason) -> None:
+    """Fix one of the chosen entries: the first or last of its variable where that is among them, so
+    that what is left of the variable stays whole."""
+    term = resolve(term)
+    size = known_size(term)
+    if isinstance(term, Var):
+        k = next((k for k in (0, size - 1) if k in chosen), chosen[0])
+        cut(term, [k, 1, size - k - 1], reason)  # an axis of size 1 is fixed
+    elif isinstance(term, Concat):
+        shares = list(_shares(term, chosen))
+        ends = [s for s in shares if {0, known_size(s[0]) - 1} & set(s[1])]
+        _keep_one(*(ends or shares)[0], reason)
+    elif isinstance(term, Indexed):
+        _keep_one(term.base, sorted(term.index[i] for i in chosen), reason)
+    elif isinstance(term, Product):
+        k = chosen[0]
+        for f in reversed(term.factors):
+            _keep_one(f, [k % known_size(f)], reason)
+            k //= known_size(f)
+
+
 def cut(term: Term, sizes: Sequence[int], reason: Reason) -> list[Term]:
     """Cut a term into consecutive pieces of the given sizes (their sum is the term's size).
 
@@ -393,6 +336,9 @@ def cut(term: Term, sizes: Sequence[int], reason: Reason) -> list[Term]:
         term.binding = Concat(tuple(pieces))
     elif isinstance(term, Concat):
         pieces = _cut_concat(list(term.parts), nonzero, reason)
+    elif isinstance(term, Indexed):
+        ends = list(itertools.accumulate(nonzero, initial=0))
+        pieces = [take(term.base, term.index[i:j], reason) for i, j in itertools.pairwise(ends)]
     else:
         pieces = _cut_product(term, nonzero, reason)
     supply = iter(pieces)
@@ -423,51 +369,3 @@ def _cut_product(term: Product, sizes: Sequence[int], reason: Reason) -> list[Te
             return [product((piece, inner)) for piece in outer]
     block(term, reason)
     return [Fixed(s, reason) for s in sizes]
-
-
-def reshape(terms: Sequence[Term], sizes: Sequence[int], reason: Reason) -> list[Term] | None:
-    """The terms of a row-major view: `terms` (input axes) seen as axes of `sizes`.
-
-    Returns None when sizes are unknown or do not match; the caller then fixes the input.
-    """
-    ins = [resolve(t) for t in terms]
-    if any(not t.size for t in ins) or any(s <= 0 for s in sizes):
-        return None
-    if math.prod(known_size(t) for t in ins) != math.prod(sizes):
-        return None
-    out: list[Term] = []
-    i = j = 0
-    while i < len(ins) or j < len(sizes):
-        # the smallest group of input axes that covers whole output axes
-        i0, j0 = i, j
-        have = want = 1
-        while i == i0 or j == j0 or have != want:
-            if (have <= want and i < len(ins)) or j >= len(sizes):
-                if i >= len(ins):
-                    break
-                have *= known_size(ins[i])
-                i += 1
-            else:
-                want *= sizes[j]
-                j += 1
-        out.extend(_view_group(ins[i0:i], sizes[j0:j], reason))
-    return out
-
-
-def _view_group(terms: Sequence[Term], sizes: Sequence[int], reason: Reason) -> list[Term]:
-    rest = product(terms)
-    out: list[Term] = []
-    for k, size in enumerate(sizes):
-        if k == len(sizes) - 1 or all(s == 1 for s in sizes[k + 1 :]):
-            if known_size(rest) == size:
-                out.append(rest)
-                rest = UNIT
-                continue
-        pair = factor(rest, size)
-        if pair is None:
-            block(rest, reason)
-            out.extend(Fixed(s, reason) for s in sizes[k:])
-            break
-        out.append(pair[0])
-        rest = resolve(pair[1])
-    return out

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..inference.graph import Graph
-from ..inference.rule import bound_arguments, op_name
+from ..inference.rule import SELECTION, bound_arguments, op_name
 from ..ir.program import Program
 from ..ir.terms import Concat, Term, known_size, resolve, variables
-from .slicing import Kept, cut_tensor, term_indices, touches
+from .slicing import Kept, cut_tensor, gather_index, term_indices, touches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +147,22 @@ class _NodeWriter:
             )
         for user in users:
             user.replace_input_with(self.node, selected)
+
+    def gather(self, axis: int, base: Term, index: Sequence[int]) -> None:
+        """Make the node an index_select of those of base[index] that stay."""
+        graph = self.program.graph
+        name = SELECTION + self.node.name
+        device = self.node.meta["val"].device
+        self.program.tensors[name] = gather_index(base, index, self.kept).to(device)
+        with graph.inserting_before(self.node):
+            indices = graph.get_attr(name)
+        before = [n for n in self.node.all_input_nodes[1:] if n.op == "get_attr"]
+        self.node.target = torch.ops.aten.index_select.default
+        self.node.args = (self.node.args[0], axis, indices)
+        self.node.kwargs = {}
+        for old in before:
+            if not old.users:
+                graph.erase_node(old)
 
 
 def _fold(graph: Graph, dense: Program, fold: Fold, kept: Kept) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ir.terms import Fixed, Product, Term, Var, resolve, variables
+from ..ir.terms import Fixed, Indexed, Product, Term, Var, resolve, variables
 
 Kept = Mapping[Var, Tensor]
 
@@ -28,12 +28,29 @@ def term_indices(term: Term, kept: Kept) -> Tensor:
         for factor in term.factors:
             flat = (flat[:, None] * (factor.size or 0) + term_indices(factor, kept)).reshape(-1)
         return flat
+    if isinstance(term, Indexed):
+        return (_new_places(term.base, term.index, kept) >= 0).nonzero().reshape(-1)
     pieces: list[Tensor] = []
     offset = 0
     for part in term.parts:
         pieces.append(term_indices(part, kept) + offset)
         offset += part.size or 0
     return torch.cat(pieces)
+
+
+def gather_index(base: Term, index: Sequence[int], kept: Kept) -> Tensor:
+    """The indices (int64) that take what remains of base[index] from what remains of the base, in
+    the selection's own order."""
+    places = _new_places(base, index, kept)
+    return places[places >= 0]
+
+
+def _new_places(base: Term, index: Sequence[int], kept: Kept) -> Tensor:
+    """Where each selected entry of the base has gone, -1 for one that is removed."""
+    stay = term_indices(base, kept)
+    places = torch.full((base.size or 0,), -1)
+    places[stay] = torch.arange(len(stay))
+    return places[torch.tensor(index)]
 
 
 def term_labels(term: Term, var: Var) -> Tensor:
@@ -58,6 +75,8 @@ def term_labels(term: Term, var: Var) -> Tensor:
             for earlier in rows[:i]:  # an entry owns a position once
                 row[row == earlier] = -1
         return torch.stack(rows) if rows else torch.full((1, math.prod(sizes)), -1)
+    if isinstance(term, Indexed):
+        return term_labels(term.base, var)[:, torch.tensor(term.index)]
     pieces = [term_labels(part, var) for part in term.parts]
     depth = max(len(piece) for piece in pieces)
     return torch.cat([F.pad(p, (0, 0, 0, depth - len(p)), value=-1) for p in pieces], dim=1)

@@ -1,11 +1,11 @@
-"""Indexing by tensors: the indexed axis is fixed, the others pass."""
+"""Indexing by tensors: a known index selects entries; by another the indexed axis is fixed."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from ..inference.rule import RuleContext, Terms, op_rule
-from ..ir.terms import UNIT, resolve
+from ..ir.terms import UNIT, resolve, variables
 
 
 @op_rule("aten::index", "aten::_unsafe_index")
@@ -20,6 +20,10 @@ def index(c: RuleContext, x: Any, indices: Any) -> Terms:
         for _, i in given
     ):
         return _boolean(c, x, given)
+    if len(given) == 1:
+        selected = _selected(c, terms, *given[0])
+        if selected is not None:
+            return selected
     for axis, _ in given:
         c.block(terms[axis], "indexed by a tensor")
     from .pointwise import broadcast
@@ -31,6 +35,19 @@ def index(c: RuleContext, x: Any, indices: Any) -> Terms:
     adjacent = axes == list(range(axes[0], axes[0] + len(axes)))
     at = axes[0] if adjacent else 0
     return [*rest[:at], *looked_up, *rest[at:]]
+
+
+def _selected(c: RuleContext, terms: Terms, axis: int, index: Any) -> Terms | None:
+    """Entries of an axis by an index that is the same on every call; each at most once, since what
+    repeats them is a table look-up."""
+    value, size = c.constant(index), resolve(terms[axis]).size
+    if value is None or value.dim() != 1 or not size or not variables(terms[axis]):
+        return None
+    entries = [i % size for i in value.tolist()]
+    if not entries or len(set(entries)) < len(entries):
+        return None
+    c.block_all(index, "an index of entries")
+    return [*terms[:axis], c.gathered(axis, terms[axis], entries), *terms[axis + 1 :]]
 
 
 def _boolean(c: RuleContext, x: Any, given: list[Any]) -> Terms:
@@ -71,6 +88,9 @@ def take_along_dim(c: RuleContext, x: Any, indices: Any, dim: Any) -> Terms:
 def index_select(c: RuleContext, x: Any, dim: int, index: Any) -> Terms:
     terms = c.terms(x)
     axis = c.axis(dim, len(terms))
+    selected = _selected(c, terms, axis, index)
+    if selected is not None:
+        return selected
     c.block(terms[axis], "selected along it")
     terms[axis] = c.terms(index)[0] if c.terms(index) else UNIT
     return terms

@@ -20,10 +20,10 @@ from ..ir.terms import (
     factor,
     known_size,
     product,
-    reshape,
     resolve,
     variables,
 )
+from ..ir.views import reshape
 
 
 def viewed(c: RuleContext, x: Any, sizes: Sequence[int | None], argument: str | None) -> Terms:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,10 @@ from torch import Tensor, fx
 from ..errors import VerificationError
 from ..inference.dimensions import Dimension
 from ..inference.graph import Graph
+from ..inference.rule import Gather
 from ..ir.program import Program
 from ..ir.terms import Var, variables
-from ..rewrite.slicing import Kept, cut_tensor, term_indices, zero_tensor
+from ..rewrite.slicing import Kept, cut_tensor, gather_index, term_indices, zero_tensor
 from .interpreter import ProgramInterpreter, relative_error
 from .rescale import rescaler
 from .restricted import RestrictedInterpreter, supported
@@ -183,7 +184,27 @@ def permuted(
                 value = value.index_select(axis, term_indices(term, shared).to(value.device))
         return value
 
-    return ProgramInterpreter(graph.program, dtype=dtype, tensor_hook=shuffle, node_hook=reorder)
+    run = _Reordered(graph.program, dtype=dtype, tensor_hook=shuffle, node_hook=reorder)
+    run.gathers, run.order = inference.gathers, shared
+    return run
+
+
+class _Reordered(ProgramInterpreter):
+    """Runs a program on permuted tensors: what it selects by number is where it has gone."""
+
+    gathers: Mapping[fx.Node, Gather]
+    order: Kept
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        gather = self.gathers.get(self.node)
+        if gather is None:
+            return super().call_function(target, args, kwargs)
+        index = gather_index(gather.base, gather.index, self.order)
+        return args[0].index_select(gather.axis, index.to(args[0].device))
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.node = n
+        return super().run_node(n)
 
 
 def require(check: Check, blame: Callable[[], str]) -> Check:

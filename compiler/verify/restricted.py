@@ -17,7 +17,8 @@ from torch.fx.node import map_arg
 from ..inference.graph import Graph
 from ..inference.rule import bound_arguments, op_name
 from ..ir.program import mutates
-from ..ir.terms import Term, fitted, variables
+from ..ir.terms import Term, variables
+from ..ir.views import fitted
 from ..rewrite.slicing import Kept, term_indices, zero_tensor
 from .interpreter import ProgramInterpreter
 

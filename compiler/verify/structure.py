@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from ..errors import VerificationError
 from ..inference.graph import Graph
 from ..ir.program import Program, output_values, shape_of, source_line
-from ..ir.terms import Term, Var, variables
+from ..ir.terms import Var, variables
 from ..rewrite.slicing import Kept, term_indices
 from .interpreter import ProgramInterpreter, TensorHook
 
@@ -50,16 +50,14 @@ class _ShapeRun(ProgramInterpreter):
         super().__init__(dense, tensor_hook=hook)
         self.source, self.kept = graph, kept
         self.originals = {n.name: n for n in graph.program.graph.nodes}
+        self.expected = {n.name: self._widths(n) for n in graph.program.graph.nodes}
         self.node: fx.Node | None = None
 
     def run_node(self, n: fx.Node) -> Any:
         self.node = n
         value = super().run_node(n)
-        original = self.originals.get(n.name)
-        terms = self.source.inference.terms.get(original) if original is not None else None
-        if n.op == "call_function" and isinstance(value, Tensor) and isinstance(terms, list):
-            generated = original in self.source.inference.generated
-            expected = [_width(t, self.kept, generated) for t in terms]
+        expected = self.expected.get(n.name)
+        if n.op == "call_function" and isinstance(value, Tensor) and expected is not None:
             agree = [e is None or e == s for e, s in zip(expected, value.shape, strict=False)]
             if len(expected) != value.dim() or not all(agree):
                 raise VerificationError(
@@ -67,6 +65,15 @@ class _ShapeRun(ProgramInterpreter):
                     f"{list(value.shape)} where its terms say {expected}."
                 )
         return value
+
+    def _widths(self, original: fx.Node) -> list[int | None] | None:
+        """The sizes that the terms of a node's result have now."""
+        terms = self.source.inference.terms.get(original)
+        if not isinstance(terms, list):
+            return None
+        if original in self.source.inference.generated:
+            return [t.size for t in terms]
+        return [None if t.size is None else len(term_indices(t, self.kept)) for t in terms]
 
     def place(self) -> str:
         """The present node, the user's line, and the cut dimensions that meet there."""
@@ -86,12 +93,6 @@ def _carried(terms: dict[fx.Node, Any], nodes: Iterable[fx.Node]) -> Iterator[Va
         for axes in found if isinstance(found, tuple) else (found,):
             for term in axes if isinstance(axes, list) else ():
                 yield from variables(term)
-
-
-def _width(term: Term, kept: Kept, generated: bool) -> int | None:
-    if term.size is None:
-        return None
-    return term.size if generated else len(term_indices(term, kept))
 
 
 def _compare_outputs(program: Program, outputs: list[Any]) -> None:
