@@ -32,7 +32,8 @@ class AllocateWidths(Pass):
     `width` is that share itself. `params`, `macs` and `bytes` are met by bisection on exact costs;
     `speedup` and `latency_ms` by measuring rewritten candidates side by side with the original.
     Exact dimensions are tried first; norm-coupled ones only when those cannot meet the target
-    (`width` takes all). `round_to`: keep multiples. `exclude`: patterns left alone. Sets `widths`.
+    (`width` takes all). `round_to`: keep multiples. `exclude`: patterns left alone, as
+    experts are: those go by PruneChannels(include="expert"). Sets `widths`.
     Raises TargetError naming what was reachable.
     """
 
@@ -48,7 +49,9 @@ class AllocateWidths(Pass):
 
     def run(self, state: Compilation) -> PassResult:
         free = [
-            d for d in state.graph.prunable.values() if not matches(d, as_patterns(self.exclude))
+            d
+            for d in state.graph.prunable.values()
+            if d.kind != "expert" and not matches(d, as_patterns(self.exclude))
         ]
         exact = one_factor_each([d for d in free if d.exact], [])
         everything = exact if self.exact_only else one_factor_each(free, [])

@@ -496,7 +496,7 @@ def group_norm_residual() -> nn.Module:
     )
 
 
-@structure("residual 6", args=(IMAGE,))
+@structure("expert 13~", "residual 6", args=(IMAGE,))
 def codebook() -> nn.Module:
     def forward(self: Any, x: Tensor) -> Tensor:
         z = self.stem(x).permute(0, 2, 3, 1)

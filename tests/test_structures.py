@@ -8,8 +8,9 @@ from typing import Any
 
 import nets_of_attention as nets_of_attention
 import nets_of_convolution as nets_of_convolution
+import nets_of_experts as nets_of_experts
 import nets_of_selection as nets_of_selection
-import nets_of_tokens as nets_of_tokens  # these four fill the table
+import nets_of_tokens as nets_of_tokens  # these five fill the table
 import pytest
 import torch
 import torch.utils._pytree as pytree

@@ -11,6 +11,7 @@ from torch import fx
 from ..ir.program import Program, fake_value, shape_of, source_line
 from ..ir.terms import Fixed, Reason, block, fresh, variables
 from .constants import integer_constants
+from .numbers import fix, item, settle
 from .rule import (
     Inference,
     RuleContext,
@@ -51,9 +52,11 @@ def _walk(program: Program, inference: Inference) -> Inference:
             if any(n in inference.activations for n in node.all_input_nodes):
                 inference.activations.add(node)
             inference.terms[node] = _call_terms(node, inference)
+            item(node, inference)
             inference.origins[node] = _origin(node, inference)
         elif node.op == "output":
             for x in node.all_input_nodes:
+                fix(inference, x, Reason("a model output numbers it", x.name, source_line(x)))
                 for axis, term in enumerate(_tensor_terms(inference, x)):
                     block(term, Reason(f"model output (axis {axis})", x.name, source_line(x)))
     return inference
@@ -88,6 +91,8 @@ def _call_terms(node: fx.Node, inference: Inference) -> Any:
     if not any(_tensor_terms(inference, n) for n in node.all_input_nodes) and not isinstance(
         fake_value(node), (torch.Tensor, tuple, list)
     ):
+        for x in node.all_input_nodes:
+            fix(inference, x, Reason("a number is taken from it", node.name, source_line(node)))
         return None  # arithmetic on sizes
     context = RuleContext(node, inference)
     rule = find_rule(node.target)
@@ -102,12 +107,14 @@ def _call_terms(node: fx.Node, inference: Inference) -> Any:
     if not consistent(terms, context.value):
         inference.failures[node] = f"terms {terms} for {context.value}"
         return _freeze(context, f"the rule for {op_name(node.target)} does not fit its result")
+    settle(context)
     return terms
 
 
 def _freeze(context: RuleContext, text: str) -> Any:
     inference = context.inference
     for x in context.node.all_input_nodes:
+        fix(inference, x, context.reason(text))
         terms = inference.terms.get(x)
         for group in terms if isinstance(terms, tuple) else (terms,):
             for term in group if isinstance(group, list) else ():
@@ -115,5 +122,6 @@ def _freeze(context: RuleContext, text: str) -> Any:
     inference.rewrites.pop(context.node, None)
     inference.generated.pop(context.node, None)
     inference.gathers.pop(context.node, None)
+    inference.numbers.pop(context.node, None)
     inference.frozen[context.node] = context.reason(text)
     return fixed_terms(context.value, context.reason(text))

@@ -77,6 +77,15 @@ class Gather:
     index: tuple[int, ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """What the values of a tensor say about `term`: which of its "entries", "counts" of those, one
+    per entry, or "offsets", the sums of the counts up to each entry."""
+
+    term: Term
+    what: str = "entries"
+
+
 def op_rule(*ops: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a rule for ops named `namespace::name` (all overloads, in-place variants included).
 
@@ -135,7 +144,8 @@ class Inference:
     """All that is known of a program after its rules have run.
 
     `origins`: the weighted contractions (layers) a value comes from, without another in between.
-    `constants`: integer values that do not depend on the model's inputs.
+    `constants`: integer values that do not depend on the model's inputs. `numbers`: values that
+    number the entries of a term (a tuple of such, or None, for several results).
     """
 
     terms: dict[fx.Node, Any] = dataclasses.field(default_factory=dict)
@@ -151,6 +161,7 @@ class Inference:
     generated: dict[fx.Node, Terms] = dataclasses.field(default_factory=dict)
     gathers: dict[fx.Node, Gather] = dataclasses.field(default_factory=dict)
     constants: dict[fx.Node, torch.Tensor] = dataclasses.field(default_factory=dict)
+    numbers: dict[fx.Node, Any] = dataclasses.field(default_factory=dict)
     activations: set[fx.Node] = dataclasses.field(default_factory=set)
     origins: dict[fx.Node, frozenset[fx.Node]] = dataclasses.field(default_factory=dict)
     frozen: dict[fx.Node, Reason] = dataclasses.field(default_factory=dict)
@@ -164,6 +175,7 @@ class RuleContext:
         self.node = node
         self.inference = inference
         self.value = fake_value(node)
+        self.vouched: set[fx.Node] = set()
 
     # what is known
 
@@ -193,6 +205,19 @@ class RuleContext:
     def constant(self, x: Any) -> torch.Tensor | None:
         """The value of an integer tensor that is the same on every call, if x is one."""
         return self.inference.constants.get(x)
+
+    def addressed(self, index: Any, what: str = "entries") -> Term | None:
+        """The term whose entries the values of a tensor number. Asking vouches for this use of
+        them: that kept entries, renumbered, give the same."""
+        numbers = self.inference.numbers.get(index)
+        if not isinstance(numbers, Numbers) or numbers.what != what:
+            return None
+        self.vouched.add(index)
+        return numbers.term
+
+    def numbered(self, *results: Numbers | None) -> None:
+        """The result's values (of each of several results) are numbers of entries."""
+        self.inference.numbers[self.node] = results[0] if len(results) == 1 else results
 
     def is_activation(self, x: Any) -> bool:
         """Whether a value depends on the model's inputs (and not only on its tensors)."""

@@ -126,8 +126,12 @@ def grouped_mm(c: RuleContext, x: Any, weight: Any, mat2: Any, offs: Any) -> Ter
     rows, w = c.terms(x), c.terms(matrices)
     if len(rows) != 2 or len(w) != 3:
         raise ValueError("another layout of groups")
-    c.block(w[0], "experts are chosen by value")
-    c.block_all(offs, "experts are chosen by value")
+    experts = c.addressed(offs, "offsets")
+    if experts is None:
+        c.block(w[0], "experts are chosen by value")
+        c.block_all(offs, "experts are chosen by value")
+    else:
+        c.unify(w[0], experts)
     c.unify(rows[1], w[1])
     out = [rows[0], w[2]]
     c.contract(w[1], [(x, 1), (matrices, 1)], out, matrices)
@@ -138,7 +142,11 @@ def grouped_mm(c: RuleContext, x: Any, weight: Any, mat2: Any, offs: Any) -> Ter
 @op_rule("aten::embedding")
 def embedding(c: RuleContext, weight: Any, indices: Any) -> Terms:
     rows, *rest = c.terms(weight)
-    c.block(rows, "rows of a lookup table")
+    numbered = c.addressed(indices)
+    if numbered is None:
+        c.block(rows, "rows of a lookup table")
+    else:
+        c.unify(rows, numbered)
     for term in rest:
         c.role(term, "hidden")
     return [*c.terms(indices), *rest]

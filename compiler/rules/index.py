@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..inference.rule import RuleContext, Terms, op_rule
-from ..ir.terms import UNIT, resolve, variables
+from ..inference.rule import Numbers, RuleContext, Terms, op_rule
+from ..ir.terms import UNIT, Term, resolve, variables
 
 
 @op_rule("aten::index", "aten::_unsafe_index")
@@ -20,12 +20,13 @@ def index(c: RuleContext, x: Any, indices: Any) -> Terms:
         for _, i in given
     ):
         return _boolean(c, x, given)
+    _pass_numbers(c, x)
     if len(given) == 1:
         selected = _selected(c, terms, *given[0])
         if selected is not None:
             return selected
-    for axis, _ in given:
-        c.block(terms[axis], "indexed by a tensor")
+    for axis, i in given:
+        _address(c, terms[axis], i, "indexed by a tensor")
     from .pointwise import broadcast
 
     rank = max(len(c.terms(i)) for _, i in given)
@@ -35,6 +36,22 @@ def index(c: RuleContext, x: Any, indices: Any) -> Terms:
     adjacent = axes == list(range(axes[0], axes[0] + len(axes)))
     at = axes[0] if adjacent else 0
     return [*rest[:at], *looked_up, *rest[at:]]
+
+
+def _address(c: RuleContext, term: Term, index: Any, text: str) -> None:
+    """An axis looked up by a tensor is the dimension whose entries that numbers, or fixed."""
+    numbered = c.addressed(index)
+    if numbered is None:
+        c.block(term, text)
+    else:
+        c.unify(term, numbered, text)
+
+
+def _pass_numbers(c: RuleContext, x: Any) -> None:
+    """What is looked up in a list of numbers are such numbers."""
+    numbered = c.addressed(x)
+    if numbered is not None:
+        c.numbered(Numbers(numbered))
 
 
 def _selected(c: RuleContext, terms: Terms, axis: int, index: Any) -> Terms | None:
@@ -66,11 +83,12 @@ def _boolean(c: RuleContext, x: Any, given: list[Any]) -> Terms:
 
 @op_rule("aten::gather")
 def gather(c: RuleContext, x: Any, dim: int, index: Any) -> Terms:
+    _pass_numbers(c, x)
     terms, places = c.terms(x), c.terms(index)
     axis = c.axis(dim, len(terms))
     for i, (a, b) in enumerate(zip(terms, places, strict=True)):
         if i == axis:
-            c.block(a, "gathered along it")
+            _address(c, a, index, "gathered along it")
         elif resolve(a).size == resolve(b).size:
             c.unify(a, b)
         else:
@@ -91,7 +109,8 @@ def index_select(c: RuleContext, x: Any, dim: int, index: Any) -> Terms:
     selected = _selected(c, terms, axis, index)
     if selected is not None:
         return selected
-    c.block(terms[axis], "selected along it")
+    _pass_numbers(c, x)
+    _address(c, terms[axis], index, "selected along it")
     terms[axis] = c.terms(index)[0] if c.terms(index) else UNIT
     return terms
 
@@ -122,7 +141,9 @@ def scatter(c: RuleContext, x: Any, dim: Any, src: Any, index: Any, source: Any)
                 c.block(a, "scattered in part")
                 c.block(b, "scattered in part")
     for i, term in enumerate(terms):
-        if i == axis or axis is None:
+        if i == axis:
+            _address(c, term, index, "scattered along it")
+        elif axis is None:
             c.block(term, "scattered along it")
     return terms
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-from ..inference.rule import RuleContext, Terms, fixed_terms, op_rule
+from ..inference.rule import NodeRewriter, Numbers, RuleContext, Terms, fixed_terms, op_rule
 from ..ir.program import shape_of
-from ..ir.terms import UNIT, resolve
+from ..ir.terms import UNIT, Term, resolve, variables
 from .pointwise import pointwise
 
 
@@ -76,34 +76,69 @@ def extremum(c: RuleContext, x: Any, dim: Any, keepdim: Any, other: Any) -> Any:
     if dim is None:
         return statistic(c, x, None, False)
     axes = reduced_axes(c, x, dim)
-    if any(user.target is not operator.getitem or user.args[1] for user in c.node.users):
-        c.block(c.terms(x)[axes[0]], "the index of an entry is taken")
+    if _second_result_is_used(c):
+        c.numbered(None, _chosen(c, c.terms(x)[axes[0]], 1))
     out = statistic(c, x, axes, keepdim)
     return out, list(out)
+
+
+def _second_result_is_used(c: RuleContext) -> bool:
+    return any(user.target is not operator.getitem or user.args[1] for user in c.node.users)
+
+
+def _chosen(c: RuleContext, term: Term, count: int) -> Numbers | None:
+    """`count` entries of a term are chosen by value."""
+    c.statistic(term, f"{c.op} chooses {count} of it")
+    c.at_least(term, count)
+    c.role(term, "expert")
+    return Numbers(term) if variables(term) else None
 
 
 @op_rule("aten::argmax", "aten::argmin")
 def arg_extremum(c: RuleContext, x: Any, dim: Any, keepdim: Any) -> Terms:
     axes = reduced_axes(c, x, dim)
+    if dim is not None:
+        c.numbered(_chosen(c, c.terms(x)[axes[0]], 1))
+        return remaining(c, x, axes, keepdim)
     for axis in axes:
         c.block(c.terms(x)[axis], "the index of an entry is taken")
     return remaining(c, x, axes, keepdim)
+
+
+@op_rule("aten::topk")
+def topk(c: RuleContext, x: Any, k: int, dim: Any) -> Any:
+    terms = c.terms(x)
+    axis = c.axis(dim, len(terms))
+    if _second_result_is_used(c):
+        c.numbered(None, _chosen(c, terms[axis], k))
+    else:
+        c.statistic(terms[axis], f"the first {k} of it")
+        c.at_least(terms[axis], k)
+    terms[axis] = c.fixed(k, "ranked")
+    return terms, list(terms)
 
 
 @op_rule("aten::cumsum", "aten::cumprod", "aten::logcumsumexp", "aten::diff")
 def ordered(c: RuleContext, x: Any, dim: Any) -> Terms:
     terms = c.terms(x)
     axis = c.axis(-1 if dim is None else dim, len(terms))
+    counted = c.addressed(x, "counts") if c.op == "cumsum" and len(terms) == 1 else None
+    if counted is not None:  # where each entry's rows end, once rows are sorted by entry
+        c.numbered(Numbers(counted, "offsets"))
+        return terms
     c.block(terms[axis], "its order matters")
     terms[axis] = c.fixed(c.out_shape[axis], "its order matters") if terms else UNIT
     return terms
 
 
-@op_rule("aten::cummax", "aten::cummin", "aten::topk", "aten::sort", "aten::kthvalue", "aten::mode")
+@op_rule("aten::cummax", "aten::cummin", "aten::sort", "aten::kthvalue", "aten::mode")
 def ordered_pair(c: RuleContext, x: Any, dim: Any) -> Any:
     terms = c.terms(x)
     axis = c.axis(-1 if dim is None else dim, len(terms))
     c.block(terms[axis], "its entries are ranked")
+    numbered = c.addressed(x) if c.op == "sort" else None
+    if numbered is not None:
+        c.numbered(Numbers(numbered), None)
     if len(c.value[0].shape) == len(terms):
         terms[axis] = c.fixed(_size(c, axis), "ranked")
     else:
@@ -118,18 +153,49 @@ def _size(c: RuleContext, axis: int) -> int | None:
 @op_rule("aten::argsort")
 def argsort(c: RuleContext, x: Any, dim: Any) -> Terms:
     terms = c.terms(x)
+    c.addressed(x)  # an order by number is one of many: what is sorted by it is put back
     if terms:
         c.block(terms[-1 if dim is None else dim], "its entries are ranked")
     return terms
 
 
 @op_rule("aten::one_hot")
-def one_hot(c: RuleContext, x: Any) -> Terms:
+def one_hot(c: RuleContext, x: Any, num_classes: int) -> Terms:
+    if num_classes == c.out_shape[-1] and _numbers_all(c, x, num_classes):
+        classes = c.addressed(x)
+        assert classes is not None
+        c.resize_scalar("num_classes", classes)
+        return [*c.terms(x), classes]
     return [*c.terms(x), c.fixed(c.out_shape[-1], "one-hot classes")]
 
 
+def _numbers_all(c: RuleContext, x: Any, size: Any) -> bool:
+    """Whether x numbers entries of a dimension of this size."""
+    numbers = c.inference.numbers.get(x)
+    if not isinstance(numbers, Numbers) or numbers.what != "entries":
+        return False
+    return numbers.term.size == size
+
+
+@op_rule("aten::histc")
+def histc(c: RuleContext, x: Any, bins: Any, min: Any, max: Any) -> Any:
+    """One bin for each entry counts how often it was chosen."""
+    if not (_numbers_all(c, x, bins) and min == 0 and max == bins - 1):
+        return counted(c, x)
+    entries = c.addressed(x)
+    assert entries is not None
+
+    def rewrite(rw: NodeRewriter) -> None:
+        if rw.changed(entries):
+            rw.set("bins", rw.size(entries))
+            rw.set("max", rw.size(entries) - 1)
+
+    c.on_rewrite(rewrite)
+    c.numbered(Numbers(entries, "counts"))
+    return [entries]
+
+
 @op_rule(
-    "aten::histc",
     "aten::bincount",
     "aten::nonzero",
     "aten::unique",

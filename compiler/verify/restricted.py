@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from ..inference.graph import Graph
-from ..inference.rule import bound_arguments, op_name
+from ..inference.rule import Numbers, bound_arguments, op_name
 from ..ir.program import mutates
 from ..ir.terms import Term, variables
 from ..ir.views import fitted
@@ -62,6 +62,8 @@ class RestrictedInterpreter(ProgramInterpreter):
         self.graph_terms = graph.inference.terms
         self.kept = kept
         self.statistics = {s.node for s in graph.inference.statistics}
+        numbers = graph.inference.numbers.items()
+        self.running = {n for n, x in numbers if isinstance(x, Numbers) and x.what == "offsets"}
 
     def run_node(self, n: fx.Node) -> Any:
         if n.op != "call_function":
@@ -69,6 +71,8 @@ class RestrictedInterpreter(ProgramInterpreter):
         result = self._statistic(n) if n in self.statistics else None
         if result is None:
             result = super().run_node(n)
+        if n in self.running:  # a removed entry adds nothing to a running sum, which goes on
+            return result
         inputs = [self.env[x] for x in n.all_input_nodes]
         if mutates(n.target) and isinstance(result, Tensor):
             return self._clear_in_place(self.graph_terms.get(n), result)
@@ -268,6 +272,25 @@ def maximum(x: Tensor, keep: Keep, given: dict[str, Any]) -> Any:
 @formula("aten::min")
 def minimum(x: Tensor, keep: Keep, given: dict[str, Any]) -> Any:
     return _extremum(x, keep, given, -1)
+
+
+@formula("aten::topk")
+def topk(x: Tensor, keep: Keep, given: dict[str, Any]) -> Any:
+    axes = _axes(x, given["dim"])
+    kept = _where_kept(x, keep, axes, -torch.inf if given["largest"] else torch.inf)
+    return kept.topk(given["k"], axes[0], given["largest"], given["sorted"])
+
+
+@formula("aten::argmax")
+def argmax(x: Tensor, keep: Keep, given: dict[str, Any]) -> Tensor:
+    axes = _axes(x, given["dim"])
+    return _where_kept(x, keep, axes, -torch.inf).argmax(axes[0], given["keepdim"])
+
+
+@formula("aten::argmin")
+def argmin(x: Tensor, keep: Keep, given: dict[str, Any]) -> Tensor:
+    axes = _axes(x, given["dim"])
+    return _where_kept(x, keep, axes, torch.inf).argmin(axes[0], given["keepdim"])
 
 
 @formula("aten::aminmax")
