@@ -35,6 +35,10 @@ Model = Annotated[
 ]
 Inputs = Annotated[list[str] | None, typer.Option("--input", help="3x224x224 or ids:2x128")]
 Outputs = Annotated[list[str] | None, typer.Option("--output", help="an output that matters")]
+UntieTables = Annotated[
+    bool,
+    typer.Option("--untie-tables", help="layers that read one table (rotary) are cut on their own"),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 
 
@@ -72,6 +76,7 @@ def compile_(
     batch: Annotated[int | None, typer.Option(help="batch a speed target is for")] = None,
     inputs: Inputs = None,
     outputs: Outputs = None,
+    untie_tables: UntieTables = False,
     exclude: Annotated[list[str] | None, typer.Option(help="dimensions left alone")] = None,
     round_to: Annotated[
         int | None, typer.Option(help="keep widths that are multiples of it")
@@ -105,6 +110,7 @@ def compile_(
             batch=batch,
             inputs=inputs,
             outputs=outputs,
+            untie_tables=untie_tables,
             exclude=exclude,
             round_to=round_to,
             steps=steps,
@@ -125,13 +131,20 @@ def explain(
     model: Model,
     inputs: Inputs = None,
     outputs: Outputs = None,
+    untie_tables: UntieTables = False,
     members: Annotated[
         bool, typer.Option("--members", help="list all tensor axes of a dimension")
     ] = False,
 ) -> None:
     """List every dimension of MODEL: kind, size, members, exact or norm-coupled, or why blocked."""
     source = open_model(model, inputs)
-    graph = capture(source.model.eval(), source.args, kwargs=source.kwargs, outputs=outputs)
+    graph = capture(
+        source.model.eval(),
+        source.args,
+        kwargs=source.kwargs,
+        outputs=outputs,
+        untie_tables=untie_tables,
+    )
     console.print(graph.explain(members), markup=False, highlight=False, soft_wrap=True)
 
 

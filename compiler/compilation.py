@@ -29,7 +29,9 @@ class Compilation:
     def __init__(self, graph: Graph, calibration: list[list[Any]] | None = None) -> None:
         self.graph = graph
         name = type(graph.source).__qualname__
-        self.plan = Plan(model=name, outputs=graph.outputs, graph=graph)
+        self.plan = Plan(
+            model=name, outputs=graph.outputs, untie_tables=graph.untie_tables, graph=graph
+        )
         self.scores: dict[str, Tensor] | None = None
         self.widths: dict[str, int] | None = None
         self.dense: Dense | None = None

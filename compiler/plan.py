@@ -30,8 +30,8 @@ class Plan:
     `kept`: for each planned dimension, the entries that stay, ascending. `dead`: for each
     dimension, entries that also go because they were already dead. `attributes`: per module path,
     the integers the module back end changed, [old, new]. `constants`: tensors by name whose values
-    hold folded constants. `backend`: "module", "graph", or "" before the rewrite. `outputs`: the
-    outputs that mattered when it was made; None: all.
+    hold folded constants. `backend`: "module", "graph", or "" before the rewrite. `outputs`,
+    `untie_tables`: what `capture` was told when it was made.
     """
 
     model: str = ""
@@ -41,6 +41,7 @@ class Plan:
     constants: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     backend: str = ""
     outputs: list[str | int] | None = None
+    untie_tables: bool = False
     graph: Graph | None = dataclasses.field(default=None, repr=False)
     _slices: dict[str, dict[int, list[int]]] | None = dataclasses.field(default=None, repr=False)
     _shapes: dict[str, list[int]] | None = dataclasses.field(default=None, repr=False)
@@ -142,7 +143,9 @@ class Plan:
                 "this plan was carried out on the graph; give example inputs, as in "
                 "plan.apply(model, (x,)), to capture the model again."
             )
-        graph = capture(model, args, kwargs=kwargs, outputs=self.outputs)
+        graph = capture(
+            model, args, kwargs=kwargs, outputs=self.outputs, untie_tables=self.untie_tables
+        )
         own = dataclasses.replace(self, graph=graph)
         dead = find_dead(graph, own.planned())
         program = rewrite(graph, own.combined(), dead.folds)
@@ -156,6 +159,7 @@ class Plan:
                 "model": self.model,
                 "backend": self.backend,
                 "outputs": self.outputs,
+                "untie_tables": self.untie_tables,
                 "kept": self.kept,
                 "dead": self.dead,
                 "attributes": self.attributes,
@@ -188,6 +192,7 @@ class Plan:
                 constants={n: _tensor_from(t) for n, t in data["constants"].items()},
                 backend=data["backend"],
                 outputs=data["outputs"],
+                untie_tables=data.get("untie_tables", False),
                 _slices={
                     name: {int(axis): kept for axis, kept in axes.items()}
                     for name, axes in data["slices"].items()

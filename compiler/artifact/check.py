@@ -61,7 +61,9 @@ def prove_artifact(
     Raises PlanError when the original does not fit the plan, VerificationError when a check fails.
     """
     plan = Plan.from_json((directory / "plan.json").read_text())
-    graph = capture(original, args, kwargs=kwargs, outputs=plan.outputs)
+    graph = capture(
+        original, args, kwargs=kwargs, outputs=plan.outputs, untie_tables=plan.untie_tables
+    )
     missing = [name for name in (*plan.kept, *plan.dead) if name not in graph.prunable]
     if missing:
         raise PlanError(

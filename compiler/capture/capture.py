@@ -26,14 +26,17 @@ def capture(
     kwargs: dict[str, Any] | None = None,
     dynamic_shapes: Any = None,
     outputs: Sequence[str | int] | str | int | None = None,
+    untie_tables: bool = False,
 ) -> Graph:
     """Capture a model as a graph with its dimensions inferred.
 
     `args`, `kwargs`: example inputs of forward; a batch of 1 is widened to 3. `dynamic_shapes`: as
     torch.export takes them; by default the batch (and token) axes are left dynamic where the model
     allows. `outputs`: keys, dotted paths or indices of the outputs that matter; the graph returns
-    those, and only those block what they touch. The model is captured as it runs in eval mode and
-    is not changed. Raises CaptureError with the construct and the remedy.
+    those, and only those block what they touch. `untie_tables`: where several modules read one
+    table (rotary embeddings), each selects its own entries, so that their widths are independent;
+    by default they are tied, which the user's class can express. The model is captured as it runs
+    in eval mode and is not changed. Raises CaptureError with the construct and the remedy.
     """
     if not isinstance(model, nn.Module):
         raise CaptureError(f"capture needs an nn.Module, not a {type(model).__name__}.")
@@ -62,7 +65,7 @@ def capture(
         drop_unused(program.graph)
     used = {str(n.target) for n in program.graph.nodes if n.op == "get_attr"}
     program.tensors = {name: t for name, t in program.tensors.items() if name in used}
-    return Graph(program, outputs)
+    return Graph(program, outputs, untie_tables)
 
 
 def _defaults(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:

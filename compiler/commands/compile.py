@@ -39,6 +39,7 @@ class CompileOptions:
     batch: int | None
     inputs: list[str] | None
     outputs: list[str] | None
+    untie_tables: bool
     exclude: list[str] | None
     round_to: int | None
     steps: int | None
@@ -71,6 +72,7 @@ def compile_command(options: CompileOptions, console: Console) -> None:
         kwargs=source.kwargs,
         target=target,
         outputs=options.outputs,
+        untie_tables=options.untie_tables,
         calibration=_unlabelled(data),
         train=train,
         evaluate=_evaluate(options.evaluate),
@@ -146,7 +148,13 @@ def _pass_options(options: CompileOptions) -> dict[str, dict[str, Any]]:
 def _dry_run(options: CompileOptions, source: Source, target: Target, console: Console) -> None:
     """Plan only: everything up to the rewrite."""
     model = source.model.eval()
-    graph = capture(model, source.args, kwargs=source.kwargs, outputs=options.outputs)
+    graph = capture(
+        model,
+        source.args,
+        kwargs=source.kwargs,
+        outputs=options.outputs,
+        untie_tables=options.untie_tables,
+    )
     entries = read_recipe(options.recipe)
     supplies = {"target": target, "train": None, "calibration": None, "device": None}
     passes, _ = build_pipeline(entries, supplies, _pass_options(options))

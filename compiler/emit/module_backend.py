@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..inference.graph import Graph
+from ..inference.tables import READ
 from ..ir.program import Program, source_line
 from ..rewrite.slicing import Kept
 from .attribute_search import AttributeSearch, Outcome
@@ -93,6 +94,11 @@ def _unselectable(dense: Program) -> str:
             continue
         if not torch.equal(kept.cpu(), torch.arange(len(kept))):
             made = next(iter(node.users)).all_input_nodes[0]
+            if READ in made.meta:
+                return (
+                    f"{made.name} ({source_line(made)}) reads a table of which each module keeps "
+                    "its own entries: the modules would share them"
+                )
             return (
                 f"{made.name} ({source_line(made)}) makes values from a size, and those kept are "
                 "not the first ones: the module would make others"

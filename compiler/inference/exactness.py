@@ -108,6 +108,8 @@ class _Zeros:
         """Variables at whose masked entries the result may be non-zero."""
         name = op_name(node.target).removeprefix("aten::").rstrip("_")
         inputs = node.all_input_nodes
+        if node in self.inference.generated:  # made in full, whatever is masked
+            return self._carried(node)
         if not name:  # getitem, sizes
             return self._union(inputs)
         given = bound_arguments(node)

@@ -15,6 +15,7 @@ from .explain import explain_table
 from .infer import infer
 from .rule import Inference
 from .shuffles import Shuffle, freedom, frozen_shuffles, with_selections
+from .tables import with_reads
 
 if TYPE_CHECKING:
     import networkx
@@ -23,12 +24,22 @@ if TYPE_CHECKING:
 class Graph:
     """A model as a graph of ATen calls whose axes carry dimension terms. Passes never change it.
 
-    `outputs`: the outputs that matter, as they were named to `capture`; None: all.
+    `outputs`: the outputs that matter, as they were named to `capture`; None: all. `untie_tables`:
+    as `capture` takes it.
     """
 
-    def __init__(self, program: Program, outputs: Sequence[str | int] | None = None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        outputs: Sequence[str | int] | None = None,
+        untie_tables: bool = False,
+    ) -> None:
         self.outputs = None if outputs is None else list(outputs)
+        self.untie_tables = untie_tables
         self.inference: Inference = infer(program)
+        if untie_tables:
+            program = with_reads(program, self.inference)
+            self.inference = infer(program)
         self.dimensions: dict[str, Dimension] = find_dimensions(program, self.inference)
         self.program = program
         self._select_where_shuffles_freeze()

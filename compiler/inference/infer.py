@@ -21,6 +21,7 @@ from .rule import (
     fixed_terms,
     op_name,
 )
+from .tables import READ, read_table
 
 
 def infer(program: Program) -> Inference:
@@ -59,6 +60,9 @@ def _walk(program: Program, inference: Inference) -> Inference:
                 fix(inference, x, Reason("a model output numbers it", x.name, source_line(x)))
                 for axis, term in enumerate(_tensor_terms(inference, x)):
                     block(term, Reason(f"model output (axis {axis})", x.name, source_line(x)))
+    for table, reason in inference.tables.items():
+        for term in _tensor_terms(inference, table):
+            block(term, reason)
     return inference
 
 
@@ -95,6 +99,8 @@ def _call_terms(node: fx.Node, inference: Inference) -> Any:
             fix(inference, x, Reason("a number is taken from it", node.name, source_line(node)))
         return None  # arithmetic on sizes
     context = RuleContext(node, inference)
+    if READ in node.meta:
+        return read_table(context, node.all_input_nodes[0])
     rule = find_rule(node.target)
     if rule is None:
         return _freeze(context, f"no rule for {op_name(node.target) or node.target}")

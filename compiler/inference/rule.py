@@ -145,7 +145,8 @@ class Inference:
 
     `origins`: the weighted contractions (layers) a value comes from, without another in between.
     `constants`: integer values that do not depend on the model's inputs. `numbers`: values that
-    number the entries of a term (a tuple of such, or None, for several results).
+    number the entries of a term (a tuple of such, or None, for several results). `tables`: values
+    that stay whole, since each module that reads them selects from them.
     """
 
     terms: dict[fx.Node, Any] = dataclasses.field(default_factory=dict)
@@ -162,6 +163,7 @@ class Inference:
     gathers: dict[fx.Node, Gather] = dataclasses.field(default_factory=dict)
     constants: dict[fx.Node, torch.Tensor] = dataclasses.field(default_factory=dict)
     numbers: dict[fx.Node, Any] = dataclasses.field(default_factory=dict)
+    tables: dict[fx.Node, Reason] = dataclasses.field(default_factory=dict)
     activations: set[fx.Node] = dataclasses.field(default_factory=set)
     origins: dict[fx.Node, frozenset[fx.Node]] = dataclasses.field(default_factory=dict)
     frozen: dict[fx.Node, Reason] = dataclasses.field(default_factory=dict)
