@@ -101,7 +101,9 @@ STAGES: dict[str, tuple[int, ...]] = {
         "block_channels_ dims embed_dim hidden_channels channels stage_dims".split(),
         (16, 32, 48, 64),
     ),
-    **dict.fromkeys("depths layers_ encoder_depths num_blocks stage_depths layer_depths".split(), (1, 2, 1, 1)),
+    **dict.fromkeys(
+        "depths layers_ encoder_depths num_blocks stage_depths layer_depths".split(), (1, 2, 1, 1)
+    ),
     **dict.fromkeys("num_heads num_attention_heads heads".split(), (2, 2, 4, 4)),
 }
 
@@ -218,18 +220,16 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     ),
     **dict.fromkeys("kimi_k25 mistral_large4 dots3_note".split(), {"text_config": _MLA}),
     **dict.fromkeys("qwen2_vl qwen2_5_vl paddleocr_vl colqwen2 glm_ocr".split(), _VISION_ROPE),
-    **dict.fromkeys(
-        "qwen2_vl_text qwen2_5_vl_text".split(), {"rope_parameters": _rotary(2, 3, 3)}
-    ),
+    **dict.fromkeys("qwen2_vl_text qwen2_5_vl_text".split(), {"rope_parameters": _rotary(2, 3, 3)}),
     **dict.fromkeys(
         "glm4v_text glm_ocr_text glm_image_text".split(), {"rope_parameters": _rotary(2, 3, 3)}
     ),
     **dict.fromkeys("glm4v glm46v glm_image".split(), _VISION_ROPE),
     "glm4v_moe_text": {"rope_parameters": _rotary(2, 1, 1, partial_rotary_factor=0.5)},
-    "glm4v_moe": {
-        "text_config": {"rope_parameters": _rotary(2, 1, 1, partial_rotary_factor=0.5)}
-    },
-    **dict.fromkeys("swin donut-swin".split(), {"image_size": 128, "window_size": 4, "embed_dim": 16}),
+    "glm4v_moe": {"text_config": {"rope_parameters": _rotary(2, 1, 1, partial_rotary_factor=0.5)}},
+    **dict.fromkeys(
+        "swin donut-swin".split(), {"image_size": 128, "window_size": 4, "embed_dim": 16}
+    ),
     **dict.fromkeys(
         "detr conditional_detr dab-detr deformable_detr table-transformer".split(), _DETR
     ),
@@ -238,39 +238,123 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "bit": {"embedding_size": 32, "hidden_sizes": [128, 128, 256, 256], "depths": [1, 1, 1, 1]},
     "cvt": {"embed_dim": [16, 32, 48], "num_heads": [1, 2, 4], "depth": [1, 1, 2]},
     "efficientnet": {"width_coefficient": 0.25, "depth_coefficient": 0.3, "hidden_dim": 320},
-    "esm": {"vocab_size": 33, "mask_token_id": 32, "pad_token_id": 1, "position_embedding_type": "rotary"},
+    "esm": {
+        "vocab_size": 33,
+        "mask_token_id": 32,
+        "pad_token_id": 1,
+        "position_embedding_type": "rotary",
+    },
     "encodec": {"hidden_size": 128, "codebook_dim": 128},
-    "dpt": {"neck_hidden_sizes": [16, 24, 32, 48], "backbone_out_indices": [1, 2, 3, 4], "num_hidden_layers": 4, "fusion_hidden_size": 32},
-    "granitemoehybrid": {"layer_types": ["mamba", "attention"], "mamba_n_heads": 8, "mamba_d_head": 16},
+    "dpt": {
+        "neck_hidden_sizes": [16, 24, 32, 48],
+        "backbone_out_indices": [1, 2, 3, 4],
+        "num_hidden_layers": 4,
+        "fusion_hidden_size": 32,
+    },
+    "granitemoehybrid": {
+        "layer_types": ["mamba", "attention"],
+        "mamba_n_heads": 8,
+        "mamba_d_head": 16,
+    },
     "hgnet_v2": {},
-    **dict.fromkeys("hunyuan_v1_dense hunyuan_v1_moe ministral hunyuan_vl_text nemotron".split(), {"head_dim": HEAD_DIM}),
+    **dict.fromkeys(
+        "hunyuan_v1_dense hunyuan_v1_moe ministral hunyuan_vl_text nemotron".split(),
+        {"head_dim": HEAD_DIM},
+    ),
     "layoutlmv3": {"coordinate_size": 11, "shape_size": 10, "input_size": 32},
     "lilt": {"channel_shrink_ratio": 4, "hidden_size": 48},
     "mamba2": {"num_heads": 8, "head_dim": 16},
     "bamba": {"mamba_n_heads": 8, "mamba_d_head": 16},
     "mimi": {"num_filters": 8, "hidden_size": 64},
     "moonshine": {"encoder_num_key_value_heads": HEADS, "decoder_num_key_value_heads": HEADS},
-    "reformer": {"is_decoder": True, "axial_pos_shape": [8, 8], "axial_pos_embds_dim": [32, 32], "attn_layers": ["local", "lsh"], "num_buckets": 4, "local_attn_chunk_length": 8, "lsh_attn_chunk_length": 8, "attention_head_size": 16},
+    "reformer": {
+        "is_decoder": True,
+        "axial_pos_shape": [8, 8],
+        "axial_pos_embds_dim": [32, 32],
+        "attn_layers": ["local", "lsh"],
+        "num_buckets": 4,
+        "local_attn_chunk_length": 8,
+        "lsh_attn_chunk_length": 8,
+        "attention_head_size": 16,
+    },
     "textnet": {"stem_out_channels": 16, "hidden_sizes": [16, 16, 32, 32, 32]},
     "timesfm": {"patch_length": 8, "context_length": 64, "horizon_length": 16},
     "wav2vec2-bert": {"vocab_size": VOCABULARY},
     "wav2vec2-conformer": {"vocab_size": VOCABULARY},
     "xmod": {"default_language": "en_XX"},
-    "zamba": {"mamba_dt_rank": 8, "attention_hidden_size": 128, "attention_head_dim": 32, "n_mamba_heads": 2, "layers_block_type": ["mamba", "hybrid"]},
-    "zamba2": {"mamba_ngroups": 1, "n_mamba_heads": 8, "mamba_headdim": 16, "attention_head_dim": 32, "layers_block_type": ["mamba", "hybrid"], "num_mem_blocks": 1},
-    "longcat_flash": {"ffn_hidden_size": 96, "expert_ffn_hidden_size": 48, "zero_expert_num": 2, "num_key_value_heads": 4},
-    "perceiver": {"d_latents": 32, "num_latents": 8, "d_model": 32, "num_self_attends_per_block": 2, "num_cross_attention_heads": 2, "num_self_attention_heads": 2},
-    "align": {"vision_config": {"width_coefficient": 0.25, "depth_coefficient": 0.3, "hidden_dim": 320}},
+    "zamba": {
+        "mamba_dt_rank": 8,
+        "attention_hidden_size": 128,
+        "attention_head_dim": 32,
+        "n_mamba_heads": 2,
+        "layers_block_type": ["mamba", "hybrid"],
+    },
+    "zamba2": {
+        "mamba_ngroups": 1,
+        "n_mamba_heads": 8,
+        "mamba_headdim": 16,
+        "attention_head_dim": 32,
+        "layers_block_type": ["mamba", "hybrid"],
+        "num_mem_blocks": 1,
+    },
+    "longcat_flash": {
+        "ffn_hidden_size": 96,
+        "expert_ffn_hidden_size": 48,
+        "zero_expert_num": 2,
+        "num_key_value_heads": 4,
+    },
+    "perceiver": {
+        "d_latents": 32,
+        "num_latents": 8,
+        "d_model": 32,
+        "num_self_attends_per_block": 2,
+        "num_cross_attention_heads": 2,
+        "num_self_attention_heads": 2,
+    },
+    "align": {
+        "vision_config": {"width_coefficient": 0.25, "depth_coefficient": 0.3, "hidden_dim": 320}
+    },
     "siglip2": {"vision_config": {"num_patches": 16}},
-    "zoedepth": {"backbone_config": {"model_type": "beit", **_STAGES4, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 64, "reshape_hidden_states": False}, "neck_hidden_sizes": [16, 24, 32, 48], "fusion_hidden_size": 32, "bottleneck_features": 32},
-    "depth_anything": {"backbone_config": {"model_type": "dinov2", **_STAGES4, "hidden_size": 32, "num_attention_heads": 4, "image_size": 56, "patch_size": 14, "apply_layernorm": True, "reshape_hidden_states": False}, "neck_hidden_sizes": [16, 24, 32, 48], "fusion_hidden_size": 16, "reassemble_hidden_size": 32},
-    "gemma3n_text": {"intermediate_size": 96, "num_hidden_layers": 5, "num_kv_shared_layers": 2, "activation_sparsity_pattern": None},
+    "zoedepth": {
+        "backbone_config": {
+            "model_type": "beit",
+            **_STAGES4,
+            "hidden_size": 32,
+            "num_attention_heads": 4,
+            "intermediate_size": 48,
+            "image_size": 64,
+            "reshape_hidden_states": False,
+        },
+        "neck_hidden_sizes": [16, 24, 32, 48],
+        "fusion_hidden_size": 32,
+        "bottleneck_features": 32,
+    },
+    "depth_anything": {
+        "backbone_config": {
+            "model_type": "dinov2",
+            **_STAGES4,
+            "hidden_size": 32,
+            "num_attention_heads": 4,
+            "image_size": 56,
+            "patch_size": 14,
+            "apply_layernorm": True,
+            "reshape_hidden_states": False,
+        },
+        "neck_hidden_sizes": [16, 24, 32, 48],
+        "fusion_hidden_size": 16,
+        "reassemble_hidden_size": 32,
+    },
+    "gemma3n_text": {
+        "intermediate_size": 96,
+        "num_hidden_layers": 5,
+        "num_kv_shared_layers": 2,
+        "activation_sparsity_pattern": None,
+    },
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"]},
     "idefics": {"cross_layer_interval": 1},
     "blip-2": {},
 }
-
 
 
 def tiny_models(model_type: str) -> Iterator[nn.Module]:
