@@ -17,7 +17,7 @@ def without_cache(model: nn.Module) -> dict[str, Any]:
     config = getattr(model, "config", None)
     parameters = inspect.signature(model.forward).parameters
     if "use_cache" in parameters:
-        return {"use_cache": False} if getattr(config, "use_cache", None) is not None else {}
+        return {"use_cache": False} if hasattr(config, "to_dict") else {}
     passes_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     text = getattr(config, "get_text_config", None)
     if not passes_on or text is None:
