@@ -84,11 +84,19 @@ def _new_values(graph: Graph, sizes: dict[Var, int], config: Any, name: str) -> 
     return found
 
 
+def _stated(config: Any, key: str) -> Any:
+    """What a config says; None where it will not: one of unequal layers raises when it is asked."""
+    try:
+        return getattr(config, key, None)
+    except Exception:
+        return None
+
+
 def _meant(config: Any, key: str) -> Any:
     """The size a config states, or means when it states none."""
-    value = getattr(config, key, None)
-    width = getattr(config, "hidden_size", None)
-    heads = getattr(config, "num_attention_heads", None)
+    value = _stated(config, key)
+    width = _stated(config, "hidden_size")
+    heads = _stated(config, "num_attention_heads")
     if value is None and type(width) is int and type(heads) is int and heads:
         return {"n_inner": 4 * width, "head_dim": width // heads}.get(key)
     return value
@@ -105,12 +113,12 @@ def _head_width(graph: Graph, sizes: dict[Var, int], config: Any) -> dict[str, A
         or isinstance(getattr(type(config), "head_dim", None), property)
     ):
         return {}
-    implied = getattr(config, "head_dim", None) is None
+    implied = _stated(config, "head_dim") is None
     if implied and new["residual"] == new["head"] * new["head-dim"]:
         return {}
     return (
         {}
-        if getattr(config, "head_dim", None) == new["head-dim"]
+        if _stated(config, "head_dim") == new["head-dim"]
         else {"head_dim": new["head-dim"]}
     )
 
