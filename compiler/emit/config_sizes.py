@@ -58,7 +58,8 @@ def config_decision(graph: Graph, sizes: dict[Var, int], module: nn.Module) -> D
             new = _new_values(graph, sizes, inner, name)
             if reads_head_width:
                 new |= _head_width(graph, sizes, inner)
-            values.update({(path, f"{name}.{key}"): value for key, value in new.items()})
+            said = {key: value for key, value in new.items() if _readable(inner, key)}
+            values.update({(path, f"{name}.{key}"): value for key, value in said.items()})
     return Decision("config", ({}, values)) if values else None
 
 
@@ -85,11 +86,17 @@ def _new_values(graph: Graph, sizes: dict[Var, int], config: Any, name: str) -> 
 
 
 def _stated(config: Any, key: str) -> Any:
-    """What a config says; None where it will not: one of unequal layers raises when it is asked."""
+    """What a config says; None where it does not."""
+    return getattr(config, key, None) if _readable(config, key) else None
+
+
+def _readable(config: Any, key: str) -> bool:
+    """Whether a config may be asked for a value: one of unequal layers raises."""
     try:
-        return getattr(config, key, None)
+        getattr(config, key, None)
     except Exception:
-        return None
+        return False
+    return True
 
 
 def _meant(config: Any, key: str) -> Any:
