@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ir.terms import Fixed, Indexed, Product, Term, Var, resolve, variables
+from ..ir.terms import Concat, Fixed, Indexed, Product, Term, Var, resolve, variables
 
 Kept = Mapping[Var, Tensor]
 
@@ -51,6 +51,21 @@ def _new_places(base: Term, index: Sequence[int], kept: Kept) -> Tensor:
     places = torch.full((base.size or 0,), -1)
     places[stay] = torch.arange(len(stay))
     return places[torch.tensor(index)]
+
+
+def kept_size(term: Term, kept: Kept) -> int:
+    """How many positions of an axis remain: the length of `term_indices`."""
+    term = resolve(term)
+    if isinstance(term, Var):
+        found = kept.get(term)
+        return term.size if found is None else len(found)
+    if isinstance(term, Product):
+        return math.prod(kept_size(factor, kept) for factor in term.factors)
+    if isinstance(term, Concat):
+        return sum(kept_size(part, kept) for part in term.parts)
+    if isinstance(term, Indexed):
+        return len(term_indices(term, kept))
+    return term.size or 0
 
 
 def term_labels(term: Term, var: Var) -> Tensor:

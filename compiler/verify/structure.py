@@ -12,7 +12,7 @@ from ..errors import VerificationError
 from ..inference.graph import Graph
 from ..ir.program import Program, output_values, shape_of, source_line
 from ..ir.terms import Var, variables
-from ..rewrite.slicing import Kept, term_indices
+from ..rewrite.slicing import Kept, kept_size
 from .interpreter import ProgramInterpreter, TensorHook
 
 
@@ -73,7 +73,7 @@ class _ShapeRun(ProgramInterpreter):
             return None
         if original in self.source.inference.generated:
             return [t.size for t in terms]
-        return [None if t.size is None else len(term_indices(t, self.kept)) for t in terms]
+        return [None if t.size is None else kept_size(t, self.kept) for t in terms]
 
     def place(self) -> str:
         """The present node, the user's line, and the cut dimensions that meet there."""
