@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from nets import IMAGE, TOKENS, conv, module, structure
+from nets import IMAGE, TOKENS, conv, floats, module, structure
 from torch import Tensor, nn
 
 
@@ -103,3 +103,60 @@ def some_features_picked() -> nn.Module:
         head=nn.Linear(9, 5),
         whole=nn.Linear(12, 5),
     )
+
+
+def overlapping(x: Tensor, half: int) -> Tensor:
+    """Windows of two halves, each sharing one with the next, as Longformer reads its chunks."""
+    n, length, width = x.shape
+    a, b, c = x.stride()
+    return x.as_strided((n, length // half - 1, 2 * half, width), (a, half * b, b, c))
+
+
+def windowed(forward: Any) -> nn.Module:
+    return module(
+        forward,
+        q=nn.Linear(8, 24),
+        k=nn.Linear(8, 24),
+        v=nn.Linear(8, 24),
+        out=nn.Linear(24, 5),
+    )
+
+
+@structure("head 4", "head-dim 6", "head-dim 6", args=(floats(3, 8, 8),))
+def windows_by_strides() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        n, t, _ = x.shape
+
+        def heads(y: Tensor) -> Tensor:
+            y = y.view(n, t, 4, 6).transpose(0, 1).contiguous().transpose(0, 1)
+            return overlapping(y.transpose(1, 2).reshape(n * 4, t, 6), 2)
+
+        q, k, v = heads(self.q(x)), heads(self.k(x)), heads(self.v(x))
+        shares = torch.einsum("bcxd,bcyd->bcxy", q, k).softmax(-1)
+        mixed = torch.einsum("bcxy,bcyd->bcxd", shares, v)
+        return self.out(mixed[:, :, :2].reshape(n, 4, -1, 6).transpose(1, 2).flatten(2))
+
+    return windowed(forward)
+
+
+@structure("hidden 6", args=(floats(3, 8, 8),))
+def strides_into_what_is_written_later() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.a(x)
+        windows = overlapping(y, 2)
+        y.mul_(2.0)
+        return self.head(self.b(windows.sum(2)).relu())
+
+    return module(forward, a=nn.Linear(8, 7), b=nn.Linear(7, 6), head=nn.Linear(6, 5))
+
+
+@structure("hidden 7", "hidden 8", args=(floats(3, 8, 8),))
+def strides_across_the_width() -> nn.Module:
+    """A diagonal: entries selected from both axes taken as one; the first of them has to stay."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.a(x)
+        diagonal = y.as_strided((y.shape[0], 8), (y.stride(0), y.stride(1) + y.stride(2)))
+        return self.head(self.b(diagonal).relu())
+
+    return module(forward, a=nn.Linear(8, 9), b=nn.Linear(8, 7), head=nn.Linear(7, 5))

@@ -17,6 +17,7 @@ from .examples import distinct, widen
 from .export import export
 from .inline import drop_unused, inline_regions, strip_asserts
 from .outputs import select_outputs
+from .strided import without_strides
 
 
 def capture(
@@ -59,6 +60,7 @@ def capture(
             "captured by draft_export: branches that depend on values are fixed to those the "
             "example inputs take"
         )
+    without_strides(program)
     if outputs is not None:
         outputs = [outputs] if isinstance(outputs, (str, int)) else list(outputs)
         select_outputs(program, outputs)

@@ -13,6 +13,7 @@ from ..ir.terms import Fixed, Reason, block, fresh, variables
 from .constants import integer_constants
 from .numbers import fix, item, settle
 from .rule import (
+    SELECTION,
     Inference,
     RuleContext,
     bound_arguments,
@@ -22,6 +23,8 @@ from .rule import (
     op_name,
 )
 from .tables import READ, read_table
+
+INDEX = Reason("an index of entries")
 
 
 def infer(program: Program) -> Inference:
@@ -42,7 +45,8 @@ def infer(program: Program) -> Inference:
 
 def _walk(program: Program, inference: Inference) -> Inference:
     for name, tensor in program.tensors.items():
-        inference.tensors[name] = [fresh(s) for s in tensor.shape]
+        own = name.startswith(SELECTION)
+        inference.tensors[name] = [Fixed(s, INDEX) if own else fresh(s) for s in tensor.shape]
     for node in program.graph.nodes:
         if node.op == "placeholder":
             inference.terms[node] = _input_terms(node)

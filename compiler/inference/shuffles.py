@@ -8,6 +8,7 @@ by one index_select, and inference is run again.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -148,10 +149,11 @@ def _permuted_axis(
         return None
     before = _common(whole, split)
     after = _common(whole[before:][::-1], split[before:][::-1])
-    pieces = split[before : len(split) - after]
-    if len(whole) - before - after != 1 or len(pieces) < 2 or any(map(is_symbolic, pieces)):
+    divided = split[before : len(split) - after]
+    if len(whole) - before - after != 1 or len(divided) < 2 or any(map(is_symbolic, divided)):
         return None
-    order = torch.arange(whole[before]).reshape([1] * before + list(pieces) + [1] * after)
+    pieces = [hint(size) or 0 for size in divided]
+    order = torch.arange(math.prod(pieces)).reshape([1] * before + pieces + [1] * after)
     axes = torch.empty(list(range(1, len(split) + 1)), device="meta")  # axis k has size k + 1
     for move in moves:
         order, axes = _moved(move, order), _moved(move, axes)

@@ -101,7 +101,8 @@ def hint(size: Any) -> int | None:
         return size
     node = getattr(size, "node", None)
     try:
-        value = node.hint if node is not None else None
+        value = node.maybe_as_int() if node is not None else None
+        value = node.hint if node is not None and value is None else value
     except Exception:  # an unbacked symbol has no hint, and torch says so by raising
         return None
     return int(value) if value is not None else None

@@ -308,6 +308,8 @@ def slice_(c: RuleContext, x: Any, dim: Any, start: Any, end: Any, step: Any, le
     axis = c.axis(dim or 0, len(terms))
     term = resolve(terms[axis])
     size, out = term.size, c.out_shape[axis]
+    if not start and length is None and step in (None, 1) and end in (None, sys.maxsize):
+        return terms
     if size is not None and out == size and not _is_symbolic(x, axis):
         if isinstance(end, int) and end < sys.maxsize:
             c.on_rewrite(lambda rw: _open_end(rw, term))
