@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_aggregate
+from torch.fx.node import map_aggregate, map_arg
 
 from ..ir.program import Program, memory_owners, output_values, written
 
@@ -71,7 +71,18 @@ class ProgramInterpreter(fx.Interpreter):
             tensor = self._copies[target] = tensor.clone()
         return tensor
 
+    def map_nodes_to_values(self, args: Any, n: fx.Node) -> Any:
+        """Tensors are fetched at each use: a graph names them all at its top, and a masked copy of
+        every weight at once is more than there is room for."""
+
+        def load(x: fx.Node) -> Any:
+            return self.get_attr(x.target, (), {}) if x.op == "get_attr" else self.env[x]
+
+        return map_arg(args, load)
+
     def run_node(self, n: fx.Node) -> Any:
+        if n.op == "get_attr":
+            return None
         result = super().run_node(n)
         if self.node_hook is not None and n.op == "call_function":
             result = self.node_hook(n, result)
