@@ -171,7 +171,7 @@ def _count(tensors: dict[str, Tensor]) -> int:
 
 def _passed(check: Any, failures: list[str]) -> float | None:
     if not check.passed:
-        failures.append(f"{check.name}: {check.error:.1e} ({check.precision})")
+        failures.append(f"{check.name}: {check.error:.1e} ({check.dtype})")
     return check.error
 
 

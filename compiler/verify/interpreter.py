@@ -71,14 +71,13 @@ class ProgramInterpreter(fx.Interpreter):
             tensor = self._copies[target] = tensor.clone()
         return tensor
 
+    def value_of(self, node: fx.Node) -> Any:
+        """The value of a node that has run. Tensors are fetched at each use: a graph names them
+        all at its top, and a masked copy of every weight is more than there is room for."""
+        return self.get_attr(node.target, (), {}) if node.op == "get_attr" else self.env[node]
+
     def map_nodes_to_values(self, args: Any, n: fx.Node) -> Any:
-        """Tensors are fetched at each use: a graph names them all at its top, and a masked copy of
-        every weight at once is more than there is room for."""
-
-        def load(x: fx.Node) -> Any:
-            return self.get_attr(x.target, (), {}) if x.op == "get_attr" else self.env[x]
-
-        return map_arg(args, load)
+        return map_arg(args, self.value_of)
 
     def run_node(self, n: fx.Node) -> Any:
         if n.op == "get_attr":
