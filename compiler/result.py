@@ -202,7 +202,7 @@ def _report(state: Compilation, passes: list[PassReport]) -> Report:
         emitted = own if state.dense.module is not None else "a graph module"
         if state.dense.module is None:
             notes.append(f"the module back end does not hold: {state.dense.module_reason}")
-    after = cost(graph, sizes)
+    after = cost(graph, kept)
     if state.dense is not None:  # biases that hold folded constants, indices of selections
         added = [
             t for n, t in state.dense.program.tensors.items() if n not in graph.program.tensors

@@ -6,12 +6,13 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..capture.batch import batch_size
 from ..inference.dimensions import width_of
 from ..inference.graph import Graph
-from ..ir.terms import Var
+from ..ir.terms import Term, Var
+from ..rewrite.slicing import Kept, kept_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,18 +25,26 @@ class Cost:
     macs: int
 
 
-def cost(graph: Graph, kept: Mapping[Var, int] | None = None) -> Cost:
-    """The cost when variables have the `kept` sizes (None: as captured). Exact, without building
-    anything. Tensors of the model that the captured graph does not use count as they are."""
-    widths = dict(kept or {})
+def cost(graph: Graph, kept: Mapping[Var, int] | Kept | None = None) -> Cost:
+    """The cost when variables have the `kept` sizes, or keep those entries (None: as captured).
+
+    Nothing is built. Exact; from sizes alone, what selects entries by number counts with the share
+    that its base keeps. Tensors that the captured graph does not use count as they are.
+    """
+    entries = {v: k for v, k in (kept or {}).items() if isinstance(k, Tensor)}
+    sizes = {v: k for v, k in (kept or {}).items() if isinstance(k, int)}
+
+    def width(term: Term) -> int:
+        return kept_size(term, entries) if entries else width_of(term, sizes)
+
     program = graph.program
     params = size = 0
     for name, tensor in program.tensors.items():
-        entries = math.prod(width_of(t, widths) for t in graph.inference.tensors[name])
-        size += entries * tensor.element_size()
-        params += entries if isinstance(tensor, nn.Parameter) else 0
+        count = math.prod(map(width, graph.inference.tensors[name]))
+        size += count * tensor.element_size()
+        params += count if isinstance(tensor, nn.Parameter) else 0
     unused = _unused(graph)
-    macs = sum(math.prod(width_of(t, widths) for t in terms) for terms in graph.inference.costs)
+    macs = sum(math.prod(map(width, terms)) for terms in graph.inference.costs)
     batch = batch_size(program.args, program.kwargs) or 1
     return Cost(params + unused[0], size + unused[1], macs // batch)
 
