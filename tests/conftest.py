@@ -16,3 +16,13 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _same_seed() -> None:
     torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests of all architectures run when they are asked for."""
+    if "architectures" in config.getoption("markexpr"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("architectures")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
