@@ -48,7 +48,8 @@ class SparseToDense(Pass):
         check_structure(graph, program, combined)
         state.checks = prove(graph, program, planned, dead, verification_inputs(state))
         state.dead = dead
-        state.dense, plan.attributes = emit(graph, program, combined)
+        state.dense, built = emit(graph, program, combined)
+        plan.attributes, plan.scales = built.attributes, dict(built.scales)
         plan.backend = "module" if state.dense.module is not None else "graph"
         folded = folded_tensors(graph, program, dead.folds)
         plan.constants = {n: program.tensors[n].detach().cpu() for n in folded}

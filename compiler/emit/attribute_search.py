@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .baked_sizes import Decision
 from .replay import holder
@@ -93,7 +93,9 @@ class AttributeSearch:
         found: Changes = {}
         for (path, name), new in self._values(choice).items():
             old = self.before[path, name]
-            found.setdefault(path, {})[name] = [None if old is _ABSENT else plain(old), plain(new)]
+            if not isinstance(new, Tensor):  # a tensor is no attribute
+                old = None if old is _ABSENT else plain(old)
+                found.setdefault(path, {})[name] = [old, plain(new)]
         return found
 
     def _values(self, choice: Choice) -> dict[tuple[str, str], Any]:

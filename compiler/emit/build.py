@@ -12,7 +12,7 @@ from ..ir.program import Program
 from ..rewrite.slicing import Kept
 from ..verify.backends import back_end_tolerance, example_calls, module_error
 from .leaf_modules import emit_graph_module, leaf_specs
-from .module_backend import build_module
+from .module_backend import ModuleResult, build_module
 
 
 @dataclasses.dataclass
@@ -35,14 +35,13 @@ class Dense:
         return self.module if self.module is not None else self.graph_module
 
 
-def emit(graph: Graph, program: Program, kept: Kept) -> tuple[Dense, dict[str, dict[str, Any]]]:
+def emit(graph: Graph, program: Program, kept: Kept) -> tuple[Dense, ModuleResult]:
     """The dense model as a graph module and, where it agrees with that, as the user's own class.
 
-    `kept`: what the program was rewritten with. Returns it with the attributes that the module back
-    end changed. The two share parameters.
+    `kept`: what the program was rewritten with. Returns it with what the module back end changed.
+    The two share parameters.
     """
     leaves = leaf_specs(graph.source, graph.program)
-    graph_module = emit_graph_module(program, leaves)
     calls = example_calls(graph)
     built = build_module(
         graph,
@@ -51,5 +50,6 @@ def emit(graph: Graph, program: Program, kept: Kept) -> tuple[Dense, dict[str, d
         lambda module: module_error(program, module, calls),
         back_end_tolerance(program),
     )
+    graph_module = emit_graph_module(program, leaves)  # after scales were moved into weights
     dense = Dense(program, graph_module, built.module, built.reason, leaves)
-    return dense, built.attributes
+    return dense, built

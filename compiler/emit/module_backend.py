@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..inference.graph import Graph
 from ..ir.program import Program, source_line
 from ..rewrite.slicing import Kept
+from .attention_scale import apply_scales, scale_decisions
 from .attribute_search import AttributeSearch, Outcome
 from .baked_sizes import find_decisions
 from .config_sizes import config_decision
@@ -30,11 +31,13 @@ _INDICES = "prunec_indices_"  # what it selects from generated values
 @dataclasses.dataclass(frozen=True)
 class ModuleResult:
     """The smaller module, or None and why not. `attributes`: what was set on it besides tensors,
-    {module path: {attribute: [old, new]}}, as `replay` takes it."""
+    {module path: {attribute: [old, new]}}, and `scales`: factors by tensor name, both as `replay`
+    takes them."""
 
     module: nn.Module | None
     attributes: Changes
     reason: str = ""
+    scales: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
 def build_module(
@@ -49,6 +52,8 @@ def build_module(
     `kept`: what the dense program was rewritten with. `compare`: the relative error between a
     module and the dense graph, called a bounded number of times; that it raises counts as
     disagreement. The user's model is not changed; tensors that the program does not use are copied.
+    Where attention derives its scale from its head width, the dense program's weights and scales
+    change with the module's, and its function stays.
     """
     generated = _unselectable(dense)
     if generated:
@@ -64,7 +69,12 @@ def build_module(
     attributes = resize_standard(module, dense)
     sizes = {var: len(entries) for var, entries in kept.items()}
     config = config_decision(graph, sizes, module)
-    decisions = [*find_decisions(graph, dense, sizes, module), *([config] if config else [])]
+    scales = scale_decisions(graph, dense, sizes, module)
+    decisions = [
+        *scales,
+        *find_decisions(graph, dense, sizes, module),
+        *([config] if config else []),
+    ]
     search = AttributeSearch(module, decisions, compare, tolerance)
     choice = search.run()
     if choice is None:
@@ -74,7 +84,14 @@ def build_module(
     search.set(choice)
     for path, changes in search.changes(choice).items():
         attributes.setdefault(path, {}).update(changes)
-    return ModuleResult(module, attributes)
+    taken = [d for d, chosen in zip(scales, choice, strict=False) if chosen]
+    undo = [apply_scales(dense, decision) for decision in taken]
+    if taken and not compare(module) <= tolerance:
+        for step in undo:
+            step()
+        return ModuleResult(None, {}, "a scale that was moved into weights changes the graph")
+    factors = {name: factor for d in taken for name, factor in d.factors.items()}
+    return ModuleResult(module, attributes, scales=factors)
 
 
 def _by_all_names(program: Program, dense: Program) -> dict[str, Tensor]:
