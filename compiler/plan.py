@@ -118,9 +118,9 @@ class Plan:
         """The original shapes of the tensors that are cut."""
         if self.graph is None:
             return dict(self._shapes or {})
-        program = self.graph.program
-        sizes = {name: list(t.shape) for name, t in program.tensors.items()}
-        for name, others in program.aliases.items():
+        tensors = {**self.graph.program.tensors, **self.graph.beside}
+        sizes = {name: list(t.shape) for name, t in tensors.items()}
+        for name, others in self.graph.aliases.items():
             sizes.update(dict.fromkeys(others, sizes.get(name, [])))
         return {name: sizes[name] for name in self.slices()}
 
@@ -207,14 +207,14 @@ class Plan:
 def tensor_slices(graph: Graph, kept: Kept) -> dict[str, dict[int, Tensor]]:
     """Kept indices per axis of every tensor that the plan cuts, under all its names."""
     table: dict[str, dict[int, Tensor]] = {}
-    for name, terms in graph.inference.tensors.items():
+    for name, terms in graph.axes.items():
         axes = {
             axis: term_indices(term, kept)
             for axis, term in enumerate(terms)
             if any(v in kept for v in variables(term))
         }
         if axes:
-            for known in (name, *graph.program.aliases.get(name, ())):
+            for known in (name, *graph.aliases.get(name, ())):
                 table[known] = axes
     return table
 

@@ -10,7 +10,12 @@ from torch import fx, nn
 from ..inference.graph import Graph
 from ..ir.program import Program
 from ..rewrite.slicing import Kept
-from ..verify.backends import back_end_tolerance, example_calls, module_error
+from ..verify.backends import (
+    back_end_tolerance,
+    example_calls,
+    module_error,
+    training_break,
+)
 from .leaf_modules import emit_graph_module, leaf_specs
 from .module_backend import ModuleResult, build_module
 
@@ -50,6 +55,8 @@ def emit(graph: Graph, program: Program, kept: Kept) -> tuple[Dense, ModuleResul
         lambda module: module_error(program, module, calls),
         back_end_tolerance(program),
     )
+    if built.module is not None and (why := training_break(built.module, graph.source, calls[0])):
+        built = ModuleResult(None, {}, f"the module breaks in train mode: {why}", built.scales)
     graph_module = emit_graph_module(program, leaves)  # after scales were moved into weights
     dense = Dense(program, graph_module, built.module, built.reason, leaves)
     return dense, built

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..inference.graph import Graph
 from ..ir.program import Program, source_line
-from ..rewrite.slicing import Kept
+from ..rewrite.slicing import Kept, cut_tensor
 from .attention_scale import apply_scales, scale_decisions
 from .attribute_search import AttributeSearch, Outcome
 from .baked_sizes import find_decisions
@@ -59,7 +59,7 @@ def build_module(
     if generated:
         return ModuleResult(None, {}, generated)
     try:
-        module = copy_with(graph.source, _by_all_names(graph.program, dense))
+        module = copy_with(graph.source, _by_all_names(graph, dense, kept))
     except Exception as error:  # whatever the user's objects raise when copied
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         return ModuleResult(None, {}, f"the model cannot be copied: {said}")
@@ -94,11 +94,15 @@ def build_module(
     return ModuleResult(module, attributes, scales=factors)
 
 
-def _by_all_names(program: Program, dense: Program) -> dict[str, Tensor]:
+def _by_all_names(graph: Graph, dense: Program, kept: Kept) -> dict[str, Tensor]:
+    """The dense program's tensors, and those of side branches cut to the widths they read."""
+    tensors = {name: dense.tensors[name] for name in graph.program.tensors}
+    for name, tensor in graph.beside.items():
+        tensors[name] = cut_tensor(tensor, graph.inference.beside[name], kept)
     return {
-        known: dense.tensors[name]
-        for name in program.tensors
-        for known in (name, *program.aliases.get(name, ()))
+        known: tensor
+        for name, tensor in tensors.items()
+        for known in (name, *graph.aliases.get(name, ()))
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..capture.capture import identity
+from ..capture.program import identity
 from ..errors import PlanError
 from .resize_modules import Changes, as_type_of, plain
 

@@ -13,7 +13,7 @@ from .dependency import dependency_graph
 from .dimensions import Dimension, find_dimensions
 from .explain import explain_table
 from .infer import infer
-from .rule import Inference
+from .rule import Inference, Terms
 
 if TYPE_CHECKING:
     import networkx
@@ -22,14 +22,33 @@ if TYPE_CHECKING:
 class Graph:
     """A model as a graph of ATen calls whose axes carry dimension terms. Passes never change it.
 
-    `outputs`: the outputs that matter, as they were named to `capture`; None: all.
+    `outputs`: the outputs that matter, as they were named to `capture`; None: all. `sides`:
+    branches that the program does not run; of these only the widths they share with it are used.
+    `beside`: the tensors that only they hold.
     """
 
-    def __init__(self, program: Program, outputs: Sequence[str | int] | None = None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        outputs: Sequence[str | int] | None = None,
+        sides: Sequence[Program] = (),
+    ) -> None:
         self.program = program
         self.outputs = None if outputs is None else list(outputs)
-        self.inference: Inference = infer(program)
+        self.inference: Inference = infer(program, sides)
+        self.beside = {
+            name: tensor
+            for side in reversed(sides)
+            for name, tensor in side.tensors.items()
+            if name in self.inference.beside
+        }
+        self.aliases = {n: known for p in (*sides, program) for n, known in p.aliases.items()}
         self.dimensions: dict[str, Dimension] = find_dimensions(program, self.inference)
+
+    @property
+    def axes(self) -> dict[str, Terms]:
+        """The terms of every tensor that a plan may cut, by name."""
+        return {**self.inference.tensors, **self.inference.beside}
 
     @property
     def source(self) -> nn.Module:

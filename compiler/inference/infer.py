@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
 from ..ir.program import Program, fake_value, shape_of, source_line
-from ..ir.terms import Fixed, Reason, block, fresh
+from ..ir.terms import Fixed, Reason, block, fresh, variables
 from .rule import (
     Inference,
     RuleContext,
@@ -21,8 +22,8 @@ from .rule import (
 )
 
 
-def infer(program: Program) -> Inference:
-    """Give every axis of every value of the program a term.
+def infer(program: Program, sides: Sequence[Program] = ()) -> Inference:
+    """Give every axis of every value of the program a term, and of the tensors of side branches.
 
     Never raises for what it does not understand: an op without a rule, a rule that fails and a
     rule whose answer does not fit the result's shape all freeze what they touch, with the reason.
@@ -30,6 +31,38 @@ def infer(program: Program) -> Inference:
     inference = Inference()
     for name, tensor in program.tensors.items():
         inference.tensors[name] = [fresh(s) for s in tensor.shape]
+    _walk(program, inference)
+    for side in sides:
+        _type_side(side, inference)
+    return inference
+
+
+def _type_side(side: Program, inference: Inference) -> None:
+    """Unify what a side branch shares with the program. Its outputs block nothing; widths that only
+    it has stay as they are."""
+    shared = {v for terms in inference.tensors.values() for t in terms for v in variables(t)}
+    own = Inference()
+    for name, tensor in side.tensors.items():
+        known = inference.tensors.get(name) or inference.beside.get(name)
+        own.tensors[name] = known or [fresh(s) for s in tensor.shape]
+        if known is None:
+            inference.beside[name] = own.tensors[name]
+    _walk(side, own, blocks=False)
+    shared = {v for var in shared for v in variables(var)}
+    for terms in own.terms.values():
+        for term in _flat(terms):
+            for var in variables(term):
+                if var not in shared:
+                    var.binding = Fixed(var.size, Reason("read outside the captured outputs only"))
+
+
+def _flat(terms: Any) -> list[Any]:
+    groups = terms if isinstance(terms, tuple) else (terms,)
+    return [term for group in groups if isinstance(group, list) for term in group]
+
+
+def _walk(program: Program, inference: Inference, blocks: bool = True) -> None:
+    """Apply the rules node by node; `blocks`: the outputs may not change."""
     for node in program.graph.nodes:
         if node.op == "placeholder":
             inference.terms[node] = _input_terms(node)
@@ -41,11 +74,10 @@ def infer(program: Program) -> Inference:
                 inference.activations.add(node)
             inference.terms[node] = _call_terms(node, inference)
             inference.origins[node] = _origin(node, inference)
-        elif node.op == "output":
+        elif node.op == "output" and blocks:
             for x in node.all_input_nodes:
                 for axis, term in enumerate(_tensor_terms(inference, x)):
                     block(term, Reason(f"model output (axis {axis})", x.name, source_line(x)))
-    return inference
 
 
 def _origin(node: fx.Node, inference: Inference) -> frozenset[fx.Node]:

@@ -10,6 +10,8 @@ import torch.utils._pytree as pytree
 from torch import nn
 
 from ..capture.examples import fresh_inputs
+from ..capture.train_mode import train_mode
+from ..cause import cause
 from ..errors import VerificationError
 from ..inference.graph import Graph
 from ..ir.program import Program
@@ -53,6 +55,21 @@ def module_error(program: Program, module: nn.Module, calls: Sequence[tuple[Any,
         for buffer, before in buffers:
             buffer.copy_(before)
     return worst
+
+
+def training_break(module: nn.Module, original: nn.Module, call: tuple[Any, Any]) -> str:
+    """What a module raises in train mode where the original does not; '' where it runs."""
+    error = _raised_in_training(module, call)
+    return "" if error is None or _raised_in_training(original, call) else cause(error)
+
+
+def _raised_in_training(module: nn.Module, call: tuple[Any, Any]) -> Exception | None:
+    try:
+        with train_mode(module):
+            _seeded(lambda: module(*call[0], **call[1]))
+    except Exception as error:  # whatever a model raises
+        return error
+    return None
 
 
 def _seeded(call: Callable[[], Any]) -> Any:
