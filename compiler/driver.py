@@ -88,8 +88,8 @@ def compile(
             m.training = modes.get(name, modes[""])
         return result
     finally:
-        for m, mode in training.items():
-            m.training = mode
+        for m, was_training in training.items():
+            m.training = was_training
 
 
 def _measure(result: Result, target: Target) -> None:

@@ -108,13 +108,16 @@ def _fused(node: fx.Node) -> bool:
 
 
 def _contracted(graph: Graph, sizes: dict[Var, int]) -> dict[str, set[tuple[int, int]]]:
-    """Per module path, (old, new) widths over which two activations are multiplied."""
+    """Per module path, (old, new) widths over which two activations are multiplied there or in a
+    child."""
     found: dict[str, set[tuple[int, int]]] = defaultdict(set)
     for sink in graph.inference.sinks:
         old = resolve(sink.term).size
         new = width_of(sink.term, sizes)
         if sink.weight is None and old and new != old:
-            found[innermost(sink.node)].add((old, new))
+            path = innermost(sink.node)  # the product may be a module of its own
+            for near in {path, path.rpartition(".")[0]}:
+                found[near].add((old, new))
     return found
 
 

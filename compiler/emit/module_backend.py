@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 import torch
@@ -18,7 +19,7 @@ from ..inference.graph import Graph
 from ..ir.program import Program, source_line
 from ..rewrite.slicing import Kept, cut_tensor
 from .attention_scale import apply_scales, scale_decisions
-from .attribute_search import AttributeSearch, Outcome
+from .attribute_search import MAX_TRIALS, AttributeSearch, Outcome
 from .baked_sizes import find_decisions
 from .config_sizes import config_decision
 from .replay import add_tensor, copy_with
@@ -32,12 +33,13 @@ _INDICES = "prunec_indices_"  # what it selects from generated values
 class ModuleResult:
     """The smaller module, or None and why not. `attributes`: what was set on it besides tensors,
     {module path: {attribute: [old, new]}}, and `scales`: factors by tensor name, both as `replay`
-    takes them."""
+    takes them. `lines`: the user's lines that raised while sizes were tried, most often first."""
 
     module: nn.Module | None
     attributes: Changes
     reason: str = ""
     scales: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    lines: tuple[str, ...] = ()
 
 
 def build_module(
@@ -46,6 +48,7 @@ def build_module(
     kept: Kept,
     compare: Callable[[nn.Module], float],
     tolerance: float,
+    trials: int = MAX_TRIALS,
 ) -> ModuleResult:
     """The user's model with the dense program's tensors in it (the same objects), if that works.
 
@@ -75,10 +78,14 @@ def build_module(
         *find_decisions(graph, dense, sizes, module),
         *([config] if config else []),
     ]
-    search = AttributeSearch(module, decisions, compare, tolerance)
+    search = AttributeSearch(module, decisions, compare, tolerance, trials)
     choice = search.run()
     if choice is None:
-        return ModuleResult(None, {}, _reason(next(iter(search.outcomes.values())), dense))
+        outcomes = list(search.outcomes.values())
+        lines = Counter(outcome.line for outcome in outcomes if outcome.line)
+        return ModuleResult(
+            None, {}, _reason(outcomes[0], dense), lines=tuple(n for n, _ in lines.most_common())
+        )
     if config and choice[-1] == 0 and search.agrees((*choice[:-1], 1)):
         choice = (*choice[:-1], 1)
     search.set(choice)

@@ -53,8 +53,8 @@ def _recurrent(m: Any) -> Attributes:
 
 
 def _multihead(m: Any) -> Attributes:
-    width = m.out_proj.weight.shape[0]
     packed = m.in_proj_weight is not None
+    width = (m.in_proj_weight if packed else m.q_proj_weight).shape[1]  # what it reads
     return {
         "embed_dim": width,
         "kdim": width if packed else m.k_proj_weight.shape[1],
