@@ -50,6 +50,7 @@ class SparseToDense(Pass):
         state.checks = prove(graph, program, planned, dead, verification_inputs(state))
         state.dead = dead
         state.dense, built = emit(graph, program, combined)
+        state.notes += state.dense.notes
         plan.attributes, plan.scales = built.attributes, dict(built.scales)
         if state.dense.module is None and not graph.program.is_meta:
             hint = obstacle(graph, combined, built.lines)

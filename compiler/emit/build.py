@@ -16,7 +16,9 @@ from ..verify.backends import (
     module_error,
     training_break,
 )
-from .leaf_modules import emit_graph_module, leaf_specs
+from .functional_dropout import as_module, dropout_rates
+from .leaf_modules import OWN_MODULE, emit_graph_module, leaf_specs
+from .leaf_table import describe
 from .module_backend import ModuleResult, build_module
 
 
@@ -33,6 +35,7 @@ class Dense:
     module: nn.Module | None
     module_reason: str
     leaves: dict[str, Any] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def model(self) -> nn.Module:
@@ -40,11 +43,14 @@ class Dense:
         return self.module if self.module is not None else self.graph_module
 
 
-def emit(graph: Graph, program: Program, kept: Kept) -> tuple[Dense, ModuleResult]:
+def emit(
+    graph: Graph, program: Program, kept: Kept, trainable: bool = True
+) -> tuple[Dense, ModuleResult]:
     """The dense model as a graph module and, where it agrees with that, as the user's own class.
 
-    `kept`: what the program was rewritten with. Returns it with what the module back end changed.
-    The two share parameters.
+    `kept`: what the program was rewritten with. `trainable`: where the graph is all there is, bring
+    functional dropout back (which captures the model once more). Returns it with what the module
+    back end changed. The two share parameters.
     """
     leaves = leaf_specs(graph.source, graph.program)
     calls = example_calls(graph)
@@ -57,6 +63,13 @@ def emit(graph: Graph, program: Program, kept: Kept) -> tuple[Dense, ModuleResul
     )
     if built.module is not None and (why := training_break(built.module, graph.source, calls[0])):
         built = ModuleResult(None, {}, f"the module breaks in train mode: {why}", built.scales)
-    graph_module = emit_graph_module(program, leaves)  # after scales were moved into weights
-    dense = Dense(program, graph_module, built.module, built.reason, leaves)
-    return dense, built
+    rates, note = dropout_rates(graph) if built.module is None and trainable else ({}, "")
+    modules = {n.name: as_module(n, rates[n.name]) for n in program.graph.nodes if n.name in rates}
+    # after scales were moved into weights
+    graph_module = emit_graph_module(program, leaves, modules=modules)
+    for name, layer in graph_module.named_children():
+        spec = describe(layer, name) if name.startswith(OWN_MODULE) else None
+        if spec is not None:
+            leaves[name] = spec
+    notes = [f"train() of the graph module: {note}"] if note else []
+    return Dense(program, graph_module, built.module, built.reason, leaves, notes), built
