@@ -14,6 +14,7 @@ from ..verify.backends import (
     back_end_tolerance,
     example_calls,
     module_error,
+    reference_outputs,
     training_break,
 )
 from .functional_dropout import as_module, dropout_rates
@@ -54,14 +55,15 @@ def emit(
     """
     leaves = leaf_specs(graph.source, graph.program)
     calls = example_calls(graph)
+    expected = reference_outputs(program, calls)
     built = build_module(
         graph,
         program,
         kept,
-        lambda module: module_error(program, module, calls),
+        lambda module: module_error(program, module, calls, expected),
         back_end_tolerance(program),
     )
-    if built.module is not None and (why := training_break(built.module, graph.source, calls[0])):
+    if built.module is not None and (why := training_break(program, built.module, calls[0])):
         built = ModuleResult(None, {}, f"the module breaks in train mode: {why}", built.scales)
     rates, note = dropout_rates(graph) if built.module is None and trainable else ({}, "")
     modules = {n.name: as_module(n, rates[n.name]) for n in program.graph.nodes if n.name in rates}

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from ..inference.graph import Graph
 from ..ir.program import Program, source_line
 from ..rewrite.slicing import Kept, cut_tensor
-from .attention_scale import apply_scales, scale_decisions
+from ..verify.backends import reference_outputs
+from ..verify.interpreter import relative_error
+from .attention_scale import ScaleDecision, apply_scales, scale_decisions
 from .attribute_search import MAX_TRIALS, AttributeSearch, Outcome
 from .baked_sizes import find_decisions
 from .config_sizes import config_decision
@@ -92,10 +94,7 @@ def build_module(
     for path, changes in search.changes(choice).items():
         attributes.setdefault(path, {}).update(changes)
     taken = [d for d, chosen in zip(scales, choice, strict=False) if chosen]
-    undo = [apply_scales(dense, decision) for decision in taken]
-    if taken and not compare(module) <= tolerance:
-        for step in undo:
-            step()
+    if taken and not _kept_function(dense, taken, tolerance):
         return ModuleResult(None, {}, "a scale that was moved into weights changes the graph")
     factors = {name: factor for d in taken for name, factor in d.factors.items()}
     return ModuleResult(module, attributes, scales=factors)
@@ -111,6 +110,18 @@ def _by_all_names(graph: Graph, dense: Program, kept: Kept) -> dict[str, Tensor]
         for name, tensor in tensors.items()
         for known in (name, *graph.aliases.get(name, ()))
     }
+
+
+def _kept_function(dense: Program, taken: list[ScaleDecision], tolerance: float) -> bool:
+    """Apply the scales to the dense program; undo them where it is not the same function."""
+    before = reference_outputs(dense, [(dense.args, dense.kwargs)])
+    undo = [apply_scales(dense, decision) for decision in taken]
+    after = reference_outputs(dense, [(dense.args, dense.kwargs)])
+    if relative_error(after[0], before[0]) <= tolerance:
+        return True
+    for step in undo:
+        step()
+    return False
 
 
 def _unselectable(dense: Program) -> str:

@@ -62,7 +62,8 @@ class FactorPush:
 
     def _record(self, node: fx.Node, value: Any) -> None:
         self.values[node] = _shapes(value)
-        if isinstance(value, Tensor) and not value.is_floating_point() and value.dim():
+        whole = isinstance(value, Tensor) and not value.is_floating_point() and value.dim()
+        if whole and value.device.type != "meta":
             self._integers[node] = value.cpu()
 
     def product(self, value: fx.Node) -> fx.Node | None:
@@ -265,7 +266,7 @@ def _yields_tensors(node: fx.Node) -> bool:
 def _shapes(value: Any) -> Any:
     """Tensors as shapes; a tensor of no axes as its number."""
     if isinstance(value, Tensor):
-        return value.shape if value.dim() else value.item()
+        return value.shape if value.dim() or value.device.type == "meta" else value.item()
     if isinstance(value, (tuple, list)) and any(isinstance(v, Tensor) for v in value):
         return tuple(_shapes(v) for v in value)
     return value
