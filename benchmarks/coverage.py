@@ -38,7 +38,7 @@ from prunec.compiler.inference.graph import Graph
 from prunec.compiler.onnx_files.export import export_onnx
 from prunec.compiler.plan import Plan
 from prunec.compiler.rewrite.rewrite import rewrite
-from prunec.compiler.sources.example_inputs import example_inputs
+from prunec.compiler.inputs.example_inputs import example_inputs
 from prunec.compiler.verify.interpreter import ProgramInterpreter, relative_error
 from prunec.compiler.verify.oracles import (
     permutation,

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from .. import rules as rules  # fills the op table
-from ..errors import CaptureError
+from ..errors import CaptureError, SourceError
 from ..inference.graph import Graph
+from ..inputs.example_inputs import example_inputs
 from .cache import without_cache
 from .eval_mode import eval_mode
 from .examples import distinct, widen
@@ -31,7 +33,8 @@ def capture(
 ) -> Graph:
     """Capture a model as a graph with its dimensions inferred.
 
-    `args`, `kwargs`: example inputs of forward; a batch of 1 is widened to 3. `dynamic_shapes`: as
+    `args`, `kwargs`: example inputs of forward; a batch of 1 is widened to 3; without any tensor, a
+    transformers model's are made from its configuration. `dynamic_shapes`: as
     torch.export takes them; by default the batch (and token) axes are left dynamic where the model
     allows. `outputs`: keys, dotted paths or indices of the outputs that matter; the graph returns
     those, and only those block what they touch. The model is captured as it runs in eval mode and
@@ -45,7 +48,8 @@ def capture(
         raise CaptureError(f"capture needs an nn.Module, not a {type(model).__name__}.")
     if isinstance(args, Tensor):
         args = (args,)
-    call = distinct(tuple(args or ()), {**without_cache(model), **(kwargs or {})})
+    own, given = _example(model, tuple(args or ()), dict(kwargs or {}))
+    call = distinct(own, {**without_cache(model), **given})
     if dynamic_shapes is None:
         call = widen(*call)
     with eval_mode(model):
@@ -63,3 +67,20 @@ def capture(
     used = {str(n.target) for n in program.graph.nodes if n.op == "get_attr"}
     program.tensors = {name: t for name, t in program.tensors.items() if name in used}
     return Graph(program, outputs, side_branches(model, call, program, mode == "auto"))
+
+
+def _example(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The call as given; one of flags only is completed from the model's configuration."""
+    tensors = any(isinstance(x, Tensor) for x in pytree.tree_leaves(kwargs))
+    if args or tensors or not hasattr(getattr(model, "config", None), "to_dict"):
+        return args, kwargs
+    try:
+        _, made = example_inputs(model)
+    except SourceError as error:
+        raise CaptureError(
+            f"no example inputs were given, and none could be made: {str(error).split(': give')[0]}"
+            f"; pass args or kwargs on which {type(model).__name__} runs."
+        ) from error
+    return (), {**made, **kwargs}
