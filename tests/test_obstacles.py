@@ -63,6 +63,37 @@ def test_width_that_is_read_for_heads_times_head_width_is_named() -> None:
     assert type(again.model) is VisionTransformer
 
 
+class Attending(nn.Module):
+    """An nn.MultiheadAttention, whose heads make up the width it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.norm = nn.Linear(10, 32), nn.LayerNorm(32)
+        self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.into(x)
+        return self.head(self.norm(h + self.attention(h, h, h, need_weights=False)[0]))
+
+
+def heads_halved(model: nn.Module, x: Tensor, **also: Any) -> Result:
+    graph = compiler.capture(model, (x,))
+    steps: list[Any] = [passes.MagnitudeScore(), passes.PruneHeads(ratio=0.5)]
+    steps += [passes.PruneChannels(ratio=0.5, **also)] if also else []
+    return compiler.PassManager([*steps, passes.SparseToDense()]).run(graph)
+
+
+@pytest.mark.parametrize("cls", [VisionTransformer, Attending])
+def test_width_that_heads_have_to_fit_is_named(cls: type[nn.Module]) -> None:
+    x = IMAGES if cls is VisionTransformer else torch.randn(2, 6, 10)
+    result = heads_halved(shaken(cls()), x)
+    assert result.model is result.graph_module
+    assert "cut to 16 (heads x head width" in reason(result)
+    again = heads_halved(shaken(cls()), x, include="residual")
+    assert type(again.model) is cls
+
+
 class Literal(nn.Module):
     """One of two hidden widths is written as a number into forward."""
 
