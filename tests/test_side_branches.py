@@ -23,12 +23,15 @@ class Inception(nn.Module):
         super().__init__()
         self.stem, self.norm = nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12)
         self.one, self.three = nn.Conv2d(12, 8, 1), nn.Conv2d(12, 8, 3, padding=1)
+        self.aux_depthwise = nn.Conv2d(16, 16, 3, groups=16)
         self.aux_conv, self.aux_norm = nn.Conv2d(16, 6, 1), nn.BatchNorm2d(6)
         self.aux = nn.Linear(6, 5)
         self.body, self.head = nn.Conv2d(16, 10, 3), nn.Linear(10, 5)
 
     def side(self, x: Tensor) -> Tensor:
-        return self.aux(torch.relu(self.aux_norm(self.aux_conv(x))).mean((2, 3)))
+        return self.aux(
+            torch.relu(self.aux_norm(self.aux_conv(self.aux_depthwise(x)))).mean((2, 3))
+        )
 
     def forward(self, x: Tensor) -> Any:
         x = torch.relu(self.norm(self.stem(x)))
@@ -73,6 +76,7 @@ def test_auxiliary_head_follows_the_widths_it_reads() -> None:
     small = result.model
     assert type(small) is Inception
     assert (small.aux_conv.in_channels, small.aux_conv.out_channels) == (8, 6)
+    assert (small.aux_depthwise.groups, small.aux_depthwise.in_channels) == (8, 8)
     assert small.aux_norm.num_features == 6
     assert any("run outside the captured outputs (aux" in note for note in result.report.notes)
     assert result.report.after.params == sum(p.numel() for p in small.parameters())
@@ -109,7 +113,9 @@ def test_training_is_checked_where_eval_mode_is_all_that_is_captured() -> None:
 def test_training_that_cannot_be_captured_is_noted_and_not_broken() -> None:
     result = halved(built(TrainsByValue))
     notes = " ".join(result.report.notes)
-    assert "with aux_conv, aux_norm, aux could not be captured in train mode" in notes
+    assert (
+        "with aux_depthwise, aux_conv, aux_norm, ... could not be captured in train mode" in notes
+    )
     assert "the module breaks in train mode" in notes
     assert result.model is result.graph_module
     result.model.train()(IMAGES)

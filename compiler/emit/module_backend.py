@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..inference.graph import Graph
 from ..ir.program import Program, source_line
+from ..rewrite.rewrite import rewrite
 from ..rewrite.slicing import Kept, cut_tensor
 from ..verify.backends import reference_outputs
 from ..verify.interpreter import relative_error
@@ -71,7 +72,8 @@ def build_module(
     for name, tensor in dense.tensors.items():
         if name not in graph.program.tensors:
             add_tensor(module, name, tensor)
-    attributes = resize_standard(module, dense)
+    sides = [rewrite(side, kept, on_use=True) for side in graph.sides]
+    attributes = resize_standard(module, dense, *sides)
     sizes = {var: len(entries) for var, entries in kept.items()}
     config = config_decision(graph, sizes, module)
     scales = scale_decisions(graph, dense, sizes, module)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,19 @@ from ..ir.program import Program
 from .dependency import dependency_graph
 from .dimensions import Dimension, find_dimensions
 from .explain import explain_table
-from .infer import infer
+from .infer import infer, infer_side
 from .rule import Inference, Terms
 
 if TYPE_CHECKING:
     import networkx
+
+
+@dataclasses.dataclass(frozen=True)
+class SideBranch:
+    """A branch that the captured program does not run, typed with the dimensions they share."""
+
+    program: Program
+    inference: Inference
 
 
 class Graph:
@@ -35,7 +44,8 @@ class Graph:
     ) -> None:
         self.program = program
         self.outputs = None if outputs is None else list(outputs)
-        self.inference: Inference = infer(program, sides)
+        self.inference: Inference = infer(program)
+        self.sides = [SideBranch(side, infer_side(side, self.inference)) for side in sides]
         self.beside = {
             name: tensor
             for side in reversed(sides)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,8 +21,8 @@ from .rule import (
 )
 
 
-def infer(program: Program, sides: Sequence[Program] = ()) -> Inference:
-    """Give every axis of every value of the program a term, and of the tensors of side branches.
+def infer(program: Program) -> Inference:
+    """Give every axis of every value of the program a term.
 
     Never raises for what it does not understand: an op without a rule, a rule that fails and a
     rule whose answer does not fit the result's shape all freeze what they touch, with the reason.
@@ -32,14 +31,12 @@ def infer(program: Program, sides: Sequence[Program] = ()) -> Inference:
     for name, tensor in program.tensors.items():
         inference.tensors[name] = [fresh(s) for s in tensor.shape]
     _walk(program, inference)
-    for side in sides:
-        _type_side(side, inference)
     return inference
 
 
-def _type_side(side: Program, inference: Inference) -> None:
-    """Unify what a side branch shares with the program. Its outputs block nothing; widths that only
-    it has stay as they are."""
+def infer_side(side: Program, inference: Inference) -> Inference:
+    """Type a side branch of the program that `inference` is of, and unify what the two share. Its
+    outputs block nothing; widths that only it has stay as they are."""
     shared = {v for terms in inference.tensors.values() for t in terms for v in variables(t)}
     own = Inference()
     for name, tensor in side.tensors.items():
@@ -54,6 +51,7 @@ def _type_side(side: Program, inference: Inference) -> None:
             for var in variables(term):
                 if var not in shared:
                     var.binding = Fixed(var.size, Reason("read outside the captured outputs only"))
+    return own
 
 
 def _flat(terms: Any) -> list[Any]:
