@@ -48,14 +48,21 @@ def export(
     `dynamic_shapes` None asks for a dynamic batch (and sequence, for integer token inputs); a
     given value is used as it is. Raises CaptureError with the construct and the remedy.
     """
+    try:
+        inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError as error:  # said before torch says it in other words
+        raise CaptureError(
+            f"the example inputs do not fit {type(model).__name__}.forward: {error}. Pass args or "
+            "kwargs on which model(*args, **kwargs) works."
+        ) from error
     attempts: list[tuple[str, Any]] = []
-    if dynamic_shapes is not None:
-        attempts.append(("torch.export (dynamic_shapes as given)", dynamic_shapes))
-    else:
-        attempts.append(("torch.export, dynamic batch", automatic_shapes(model, args, kwargs)))
-        attempts.append(("torch.export, static shapes", None))
     errors: list[Exception] = []
-    with _quiet(), _no_fast_path():
+    with _quiet(), _no_fast_path(), _named_keywords(model, kwargs):
+        if dynamic_shapes is not None:
+            attempts.append(("torch.export (dynamic_shapes as given)", dynamic_shapes))
+        else:
+            attempts.append(("torch.export, dynamic batch", automatic_shapes(model, args, kwargs)))
+            attempts.append(("torch.export, static shapes", None))
         for how, shapes in attempts:
             try:
                 return torch.export.export(
@@ -101,6 +108,34 @@ def automatic_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
         name: pytree.tree_map(shape, value, is_leaf=lambda x: x is None)
         for name, value in bound.items()
     }
+
+
+@contextlib.contextmanager
+def _named_keywords(model: nn.Module, kwargs: dict[str, Any]) -> Iterator[None]:
+    """Arguments that forward takes through its **kwargs, as arguments of their own: torch.export
+    loses the dynamic shapes of a call that has some."""
+    signature = inspect.signature(model.forward)
+    parameters = list(signature.parameters.values())
+    named = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
+    extra = [name for name in kwargs if name not in signature.parameters]
+    if not extra or len(named) == len(parameters):
+        yield
+        return
+    before, had = model.forward, "forward" in vars(model)
+
+    def forward(*args: Any, **options: Any) -> Any:
+        return before(*args, **options)
+
+    own = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in extra]
+    forward.__signature__ = signature.replace(parameters=named + own)  # type: ignore[attr-defined]
+    model.forward = forward
+    try:
+        yield
+    finally:
+        if had:
+            model.forward = before
+        else:
+            del model.forward
 
 
 @contextlib.contextmanager

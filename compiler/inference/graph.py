@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,24 +13,52 @@ from ..ir.program import Program
 from .dependency import dependency_graph
 from .dimensions import Dimension, find_dimensions
 from .explain import explain_table
-from .infer import infer
-from .rule import Inference
+from .infer import infer, infer_side
+from .rule import Inference, Terms
 
 if TYPE_CHECKING:
     import networkx
 
 
+@dataclasses.dataclass(frozen=True)
+class SideBranch:
+    """A branch that the captured program does not run, typed with the dimensions they share."""
+
+    program: Program
+    inference: Inference
+
+
 class Graph:
     """A model as a graph of ATen calls whose axes carry dimension terms. Passes never change it.
 
-    `outputs`: the outputs that matter, as they were named to `capture`; None: all.
+    `outputs`: the outputs that matter, as they were named to `capture`; None: all. `sides`:
+    branches that the program does not run; of these only the widths they share with it are used.
+    `beside`: the tensors that only they hold.
     """
 
-    def __init__(self, program: Program, outputs: Sequence[str | int] | None = None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        outputs: Sequence[str | int] | None = None,
+        sides: Sequence[Program] = (),
+    ) -> None:
         self.program = program
         self.outputs = None if outputs is None else list(outputs)
         self.inference: Inference = infer(program)
+        self.sides = [SideBranch(side, infer_side(side, self.inference)) for side in sides]
+        self.beside = {
+            name: tensor
+            for side in reversed(sides)
+            for name, tensor in side.tensors.items()
+            if name in self.inference.beside
+        }
+        self.aliases = {n: known for p in (*sides, program) for n, known in p.aliases.items()}
         self.dimensions: dict[str, Dimension] = find_dimensions(program, self.inference)
+
+    @property
+    def axes(self) -> dict[str, Terms]:
+        """The terms of every tensor that a plan may cut, by name."""
+        return {**self.inference.tensors, **self.inference.beside}
 
     @property
     def source(self) -> nn.Module:

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from ..ir.program import Program, fake_value, shape_of, source_line
-from ..ir.terms import Fixed, Reason, block, fresh
+from ..ir.terms import Fixed, Reason, block, fresh, variables
 from .rule import (
     Inference,
     RuleContext,
@@ -30,6 +30,37 @@ def infer(program: Program) -> Inference:
     inference = Inference()
     for name, tensor in program.tensors.items():
         inference.tensors[name] = [fresh(s) for s in tensor.shape]
+    _walk(program, inference)
+    return inference
+
+
+def infer_side(side: Program, inference: Inference) -> Inference:
+    """Type a side branch of the program that `inference` is of, and unify what the two share. Its
+    outputs block nothing; widths that only it has stay as they are."""
+    shared = {v for terms in inference.tensors.values() for t in terms for v in variables(t)}
+    own = Inference()
+    for name, tensor in side.tensors.items():
+        known = inference.tensors.get(name) or inference.beside.get(name)
+        own.tensors[name] = known or [fresh(s) for s in tensor.shape]
+        if known is None:
+            inference.beside[name] = own.tensors[name]
+    _walk(side, own, blocks=False)
+    shared = {v for var in shared for v in variables(var)}
+    for terms in own.terms.values():
+        for term in _flat(terms):
+            for var in variables(term):
+                if var not in shared:
+                    var.binding = Fixed(var.size, Reason("read outside the captured outputs only"))
+    return own
+
+
+def _flat(terms: Any) -> list[Any]:
+    groups = terms if isinstance(terms, tuple) else (terms,)
+    return [term for group in groups if isinstance(group, list) for term in group]
+
+
+def _walk(program: Program, inference: Inference, blocks: bool = True) -> None:
+    """Apply the rules node by node; `blocks`: the outputs may not change."""
     for node in program.graph.nodes:
         if node.op == "placeholder":
             inference.terms[node] = _input_terms(node)
@@ -41,11 +72,10 @@ def infer(program: Program) -> Inference:
                 inference.activations.add(node)
             inference.terms[node] = _call_terms(node, inference)
             inference.origins[node] = _origin(node, inference)
-        elif node.op == "output":
+        elif node.op == "output" and blocks:
             for x in node.all_input_nodes:
                 for axis, term in enumerate(_tensor_terms(inference, x)):
                     block(term, Reason(f"model output (axis {axis})", x.name, source_line(x)))
-    return inference
 
 
 def _origin(node: fx.Node, inference: Inference) -> frozenset[fx.Node]:

@@ -123,11 +123,13 @@ def bound_arguments(node: fx.Node) -> dict[str, Any]:
 class Inference:
     """All that is known of a program after its rules have run.
 
-    `origins`: the weighted contractions (layers) a value comes from, without another in between.
+    `beside`: terms of tensors that only side branches hold. `origins`: the weighted contractions
+    (layers) a value comes from, without another in between.
     """
 
     terms: dict[fx.Node, Any] = dataclasses.field(default_factory=dict)
     tensors: dict[str, Terms] = dataclasses.field(default_factory=dict)
+    beside: dict[str, Terms] = dataclasses.field(default_factory=dict)
     sinks: list[Sink] = dataclasses.field(default_factory=list)
     statistics: list[Statistic] = dataclasses.field(default_factory=list)
     roles: list[tuple[Term, str]] = dataclasses.field(default_factory=list)

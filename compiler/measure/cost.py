@@ -26,12 +26,16 @@ class Cost:
 
 def cost(graph: Graph, kept: Mapping[Var, int] | None = None) -> Cost:
     """The cost when variables have the `kept` sizes (None: as captured). Exact, without building
-    anything. Tensors of the model that the captured graph does not use count as they are."""
+    anything. Tensors of the model that no captured graph uses count as they are."""
     widths = dict(kept or {})
     program = graph.program
     params = size = 0
     for name, tensor in program.tensors.items():
         entries = math.prod(width_of(t, widths) for t in graph.inference.tensors[name])
+        size += entries * tensor.element_size()
+        params += entries if isinstance(tensor, nn.Parameter) else 0
+    for name, tensor in graph.beside.items():
+        entries = math.prod(width_of(t, widths) for t in graph.inference.beside[name])
         size += entries * tensor.element_size()
         params += entries if isinstance(tensor, nn.Parameter) else 0
     unused = _unused(graph)
@@ -41,7 +45,7 @@ def cost(graph: Graph, kept: Mapping[Var, int] | None = None) -> Cost:
 
 
 def _unused(graph: Graph) -> tuple[int, int]:
-    used = {id(t) for t in graph.program.tensors.values()}
+    used = {id(t) for t in (*graph.program.tensors.values(), *graph.beside.values())}
     source = graph.source
     rest = [p for p in source.parameters() if id(p) not in used]
     held = [t for t in (*rest, *source.buffers()) if id(t) not in used]
