@@ -81,7 +81,7 @@ class _Zeros:
     def run(self) -> list[tuple[Var, Reason]]:
         for node in self.program.graph.nodes:
             if node.op == "call_function":
-                alive = self._result(node) & self._carried(node)
+                alive = (self._result(node) | self._repeated(node)) & self._carried(node)
                 self.alive[node] = alive
                 self._write_back(node, alive)
         for sink in self.inference.sinks:
@@ -103,6 +103,14 @@ class _Zeros:
 
     def _union(self, nodes: Iterable[fx.Node]) -> set[Var]:
         return set().union(*(self._alive(n) for n in nodes))
+
+    def _repeated(self, node: fx.Node) -> set[Var]:
+        """Variables that no operand carries: copies (expand, repeat), which no parameter masks."""
+        if not any(self._carried(n) for n in node.all_input_nodes):
+            return set()
+        if op_name(node.target).removeprefix("aten::") == "new_zeros":
+            return set()
+        return self._carried(node).difference(*map(self._carried, node.all_input_nodes))
 
     def _result(self, node: fx.Node) -> set[Var]:
         """Variables at whose masked entries the result may be non-zero."""

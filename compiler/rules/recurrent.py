@@ -28,6 +28,7 @@ def _recurrent(
     feature: Term = terms[-1]
     states = [c.terms(h) for h in hidden]
     lead = terms[:-1]
+    c.block(lead[1 if batch_first and len(lead) == 2 else 0], "a recurrence runs along it")
     for layer in range(num_layers):
         outputs: list[Term] = []
         for direction in range(directions):
