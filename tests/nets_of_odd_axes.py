@@ -9,7 +9,7 @@ from nets import IMAGE, TOKENS, conv, module, structure, weight
 from torch import Tensor, nn
 
 
-@structure(args=(IMAGE,))
+@structure("channel 5", args=(IMAGE,))
 def pixels_moved_between_channels() -> nn.Module:
     """Channels stand where pixel_shuffle, pixel_unshuffle, unfold and fold move pixels."""
 
@@ -20,7 +20,7 @@ def pixels_moved_between_channels() -> nn.Module:
             F.pixel_unshuffle(b.transpose(1, 3), 2),
             F.unfold(c.transpose(1, 3), 2, stride=2),
             F.fold(d.transpose(1, 3).reshape(-1, 36, 6), (4, 3), 2),
-            *(self.head(t) for t in (a, b, c, d)),
+            *(self.head(t).relu() for t in (a, b, c, d)),
         ]
         return sum(t.flatten(1).sum(1) for t in parts)
 
