@@ -130,6 +130,30 @@ class Growth:
         return list(range(first, len(self.values)))
 
 
+def like(g: Growth, i: int, differing: int | None = None) -> int:
+    """Another value of the same shape (but along one axis), or a layer's result that is."""
+    shape = list(g.values[i].shape)
+
+    def fits(v: Tensor) -> bool:
+        other = list(v.shape)
+        if differing is not None and len(other) == len(shape):
+            other[differing] = shape[differing]
+        return other == shape
+
+    others = [k for k in range(len(g.inputs), len(g.values)) if k != i and fits(g.values[k])]
+    kind = g.one([*others[-3:], -1, -2])
+    if kind >= 0:
+        return kind
+    if kind == -1:
+        width = shape[-1]
+        return g.add("linear", [i], lambda s, x: s.a(x), a=nn.Linear(width, width))[0]
+    return g.add("relu", [i], lambda s, x: x.relu())[0]
+
+
+def divisors(n: int) -> list[int]:
+    return [d for d in range(2, n) if n % d == 0]
+
+
 def weight(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(*shape) * (shape[-1] if len(shape) > 1 else 1) ** -0.5)
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from grown_nets import WIDTHS, Dead, Growth, piece, weight
-from pieces_of_views import divisors, like
+from grown_nets import WIDTHS, Dead, Growth, divisors, like, piece, weight
 from torch import Tensor, nn
 
 

@@ -13,6 +13,7 @@ from .. import rules as rules  # fills the op table
 from ..errors import CaptureError
 from ..inference.graph import Graph
 from ..ir.program import Program, is_symbolic
+from .constant_index import slice_literal_lists
 from .examples import distinct, widen
 from .export import export
 from .inline import drop_unused, inline_regions, strip_asserts
@@ -84,6 +85,8 @@ def program_of(
     strip_asserts(graph)
     drop_unused(graph)
     tensors, aliases = _tensors(model, module, graph)
+    slice_literal_lists(graph, tensors)
+    drop_unused(graph)
     info = graph._codegen.pytree_info  # type: ignore[attr-defined]
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     dynamic = any(

@@ -35,7 +35,8 @@ KEEP_ZERO = frozenset(
         "upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d "
         "_upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad1d reflection_pad2d "
         "replication_pad1d replication_pad2d grid_sampler zeros new_zeros zeros_like "
-        "embedding linalg_vector_norm norm rnn_tanh rnn_relu"
+        "embedding linalg_vector_norm norm rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell "
+        "rnn_relu_cell"
     ).split()
 )
 CONTRACTIONS = frozenset(
