@@ -11,7 +11,8 @@ import random
 
 import pieces_of_arithmetic as pieces_of_arithmetic
 import pieces_of_layers as pieces_of_layers
-import pieces_of_views as pieces_of_views  # these three fill the table of pieces
+import pieces_of_rare_ops as pieces_of_rare_ops
+import pieces_of_views as pieces_of_views  # these four fill the table of pieces
 import pytest
 import torch
 import torch.utils._pytree as pytree
