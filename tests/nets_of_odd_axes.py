@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from nets import IMAGE, TOKENS, conv, module, structure, weight
 from torch import Tensor, nn
@@ -78,3 +79,14 @@ def group_norm_along_channels() -> nn.Module:
         return self.head(self.norm(self.stem(x)).relu())
 
     return module(forward, stem=nn.Linear(8, 9), norm=nn.GroupNorm(7, 7), head=nn.Linear(9, 5))
+
+
+@structure("hidden 10", "other 3~", args=(TOKENS,))
+def picked_entries_summed() -> nn.Module:
+    """A masked index is index 0, not a zero: a sum over what was looked up is not exact."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = (x[..., [1, 5, 3]] + 1) * self.scale
+        return self.head(self.wide(x).relu()) + y.sum(-1, keepdim=True)
+
+    return module(forward, wide=nn.Linear(8, 10), head=nn.Linear(10, 5), scale=torch.tensor(2.0))

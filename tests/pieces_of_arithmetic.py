@@ -161,7 +161,7 @@ def written_in_part(g: Growth) -> None:
     at = (*(slice(None),) * a, slice(None, cut))
 
     def run(s: Any, x: Tensor) -> Tensor:
-        y = torch.zeros_like(x) if how == "zeros" else x.clone()
+        y = torch.zeros_like(x) if how == "zeros" else x.contiguous().clone()
         if how == "add":
             y[at] += 1.0
         elif how == "mul":

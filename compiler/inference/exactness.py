@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import fx
 
-from ..ir.program import Program, memory_owners, source_line, written
+from ..ir.program import Program, fake_value, memory_owners, source_line, written
 from ..ir.terms import Reason, Var, variables
 from .rule import Inference, bound_arguments, op_name
 
@@ -81,6 +82,8 @@ class _Zeros:
 
     def run(self) -> list[tuple[Var, Reason]]:
         for node in self.program.graph.nodes:
+            if node.op == "get_attr" and _holds_indices(node):
+                self.alive[node] = self._carried(node)  # index 0 is an entry like the others
             if node.op == "call_function":
                 alive = (self._result(node) | self._repeated(node)) & self._carried(node)
                 self.alive[node] = alive
@@ -189,6 +192,13 @@ class _Zeros:
         for other in self.alive if owner is not None else ():
             if self.owners[other] is owner:
                 self.alive[other] |= alive & self._carried(other)
+
+
+def _holds_indices(node: fx.Node) -> bool:
+    value = fake_value(node)
+    if not isinstance(value, torch.Tensor) or value.dtype == torch.bool:
+        return False
+    return not value.is_floating_point() and not value.is_complex()
 
 
 def _variables(terms: Any) -> Iterable[Var]:
