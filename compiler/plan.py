@@ -56,7 +56,7 @@ class Plan:
         when fewer than the dimension's minimum would stay.
         """
         dimension = self._dimension(name)
-        gone = {int(i) for i in entries}
+        gone = set(torch.as_tensor(entries, dtype=torch.int64).reshape(-1).tolist())
         if any(i < 0 or i >= dimension.size for i in gone):
             raise PlanError(
                 f"'{name}' has {dimension.size} entries; {sorted(gone)} is out of range."

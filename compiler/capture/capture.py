@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from .. import rules as rules  # fills the op table
 from ..errors import CaptureError
 from ..inference.graph import Graph
 from ..ir.program import Program, is_symbolic
+from .cache import without_cache
 from .constant_index import slice_literal_lists
 from .examples import distinct, widen
 from .export import export
@@ -40,7 +40,7 @@ def capture(
         raise CaptureError(f"capture needs an nn.Module, not a {type(model).__name__}.")
     if isinstance(args, Tensor):
         args = (args,)
-    call = distinct(tuple(args or ()), _defaults(model, dict(kwargs or {})))
+    call = distinct(tuple(args or ()), {**without_cache(model), **(kwargs or {})})
     if dynamic_shapes is None:
         call = widen(*call)
     training = {m: m.training for m in model.modules()}
@@ -64,15 +64,6 @@ def capture(
     used = {str(n.target) for n in program.graph.nodes if n.op == "get_attr"}
     program.tensors = {name: t for name, t in program.tensors.items() if name in used}
     return Graph(program, outputs)
-
-
-def _defaults(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """transformers models: caches are off unless asked for (their tensors would block widths)."""
-    config = getattr(model, "config", None)
-    if getattr(config, "use_cache", None) and "use_cache" not in kwargs:
-        if "use_cache" in inspect.signature(model.forward).parameters:
-            kwargs["use_cache"] = False
-    return kwargs
 
 
 def program_of(

@@ -10,7 +10,7 @@ from torch import fx, nn
 from ..inference.graph import Graph
 from ..ir.program import Program
 from ..rewrite.slicing import Kept
-from ..verify.backends import back_end_tolerance, example_calls, module_error
+from ..verify.backends import back_end_tolerance, example_calls, module_error, reference_outputs
 from .leaf_modules import emit_graph_module, leaf_specs
 from .module_backend import build_module
 
@@ -44,11 +44,12 @@ def emit(graph: Graph, program: Program, kept: Kept) -> tuple[Dense, dict[str, d
     leaves = leaf_specs(graph.source, graph.program)
     graph_module = emit_graph_module(program, leaves)
     calls = example_calls(graph)
+    expected = reference_outputs(program, calls)
     built = build_module(
         graph,
         program,
         kept,
-        lambda module: module_error(program, module, calls),
+        lambda module: module_error(program, module, calls, expected),
         back_end_tolerance(program),
     )
     dense = Dense(program, graph_module, built.module, built.reason, leaves)

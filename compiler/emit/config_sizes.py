@@ -58,7 +58,8 @@ def config_decision(graph: Graph, sizes: dict[Var, int], module: nn.Module) -> D
             new = _new_values(graph, sizes, inner, name)
             if reads_head_width:
                 new |= _head_width(graph, sizes, inner)
-            values.update({(path, f"{name}.{key}"): value for key, value in new.items()})
+            said = {key: value for key, value in new.items() if _readable(inner, key)}
+            values.update({(path, f"{name}.{key}"): value for key, value in said.items()})
     return Decision("config", ({}, values)) if values else None
 
 
@@ -84,11 +85,25 @@ def _new_values(graph: Graph, sizes: dict[Var, int], config: Any, name: str) -> 
     return found
 
 
+def _stated(config: Any, key: str) -> Any:
+    """What a config says; None where it does not."""
+    return getattr(config, key, None) if _readable(config, key) else None
+
+
+def _readable(config: Any, key: str) -> bool:
+    """Whether a config may be asked for a value: one of unequal layers raises."""
+    try:
+        getattr(config, key, None)
+    except Exception:
+        return False
+    return True
+
+
 def _meant(config: Any, key: str) -> Any:
     """The size a config states, or means when it states none."""
-    value = getattr(config, key, None)
-    width = getattr(config, "hidden_size", None)
-    heads = getattr(config, "num_attention_heads", None)
+    value = _stated(config, key)
+    width = _stated(config, "hidden_size")
+    heads = _stated(config, "num_attention_heads")
     if value is None and type(width) is int and type(heads) is int and heads:
         return {"n_inner": 4 * width, "head_dim": width // heads}.get(key)
     return value
@@ -105,12 +120,12 @@ def _head_width(graph: Graph, sizes: dict[Var, int], config: Any) -> dict[str, A
         or isinstance(getattr(type(config), "head_dim", None), property)
     ):
         return {}
-    implied = getattr(config, "head_dim", None) is None
+    implied = _stated(config, "head_dim") is None
     if implied and new["residual"] == new["head"] * new["head-dim"]:
         return {}
     return (
         {}
-        if getattr(config, "head_dim", None) == new["head-dim"]
+        if _stated(config, "head_dim") == new["head-dim"]
         else {"head_dim": new["head-dim"]}
     )
 

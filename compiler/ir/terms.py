@@ -85,11 +85,12 @@ class Concat:
 Term = Var | Fixed | Product | Concat
 
 UNIT = Fixed(1, Reason("size 1"))
+EMPTY = Fixed(0, Reason("empty"))
 
 
 def fresh(size: int) -> Var | Fixed:
-    """A new variable; an axis of size 1 has nothing to remove and is fixed."""
-    return Var(size) if size > 1 else UNIT
+    """A new variable; an axis of size 1 or 0 has nothing to remove and is fixed."""
+    return Var(size) if size > 1 else UNIT if size else EMPTY
 
 
 def known_size(term: Term) -> int:

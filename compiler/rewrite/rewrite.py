@@ -14,7 +14,7 @@ from ..inference.graph import Graph
 from ..inference.rule import bound_arguments, op_name
 from ..ir.program import Program
 from ..ir.terms import Concat, Term, known_size, resolve, variables
-from .slicing import Kept, cut_tensor, term_indices, touches
+from .slicing import Kept, cut_tensor, kept_size, term_indices, touches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ class _NodeWriter:
 
     def size(self, term: Term) -> int:
         """The new size of a term."""
-        return len(term_indices(term, self.kept))
+        return kept_size(term, self.kept)
 
     def changed(self, term: Term) -> bool:
         """Whether a term loses entries (or has them reordered)."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ir.terms import Fixed, Product, Term, Var, resolve, variables
+from ..ir.terms import Concat, Fixed, Product, Term, Var, resolve, variables
 
 Kept = Mapping[Var, Tensor]
 
@@ -34,6 +34,19 @@ def term_indices(term: Term, kept: Kept) -> Tensor:
         pieces.append(term_indices(part, kept) + offset)
         offset += part.size or 0
     return torch.cat(pieces)
+
+
+def kept_size(term: Term, kept: Kept) -> int:
+    """How many positions of an axis remain: the length of `term_indices`, which is not made."""
+    term = resolve(term)
+    if isinstance(term, Var):
+        found = kept.get(term)
+        return term.size if found is None else len(found)
+    if isinstance(term, Product):
+        return math.prod(kept_size(factor, kept) for factor in term.factors)
+    if isinstance(term, Concat):
+        return sum(kept_size(part, kept) for part in term.parts)
+    return term.size or 0
 
 
 def term_labels(term: Term, var: Var) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..capture.cache import without_cache
 from ..capture.eval_mode import eval_mode
 from ..cause import cause
 from ..errors import SourceError
@@ -104,6 +105,4 @@ def _make(
         made[name] = placed_like(model, MAKERS[name](model.config, batch, generator))
         if name == "input_ids" and "attention_mask" in named:
             made["attention_mask"] = torch.ones_like(made[name])
-    if "use_cache" in named:
-        made["use_cache"] = False
-    return made
+    return {**made, **without_cache(model)}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,8 @@ from .oracles import TOLERANCE, Check, Inputs, precision, working_dtype
 if TYPE_CHECKING:
     from ..compilation import Compilation
 
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
 
 def select_like(program: Program, outputs: Any) -> list[Any]:
     """Of a module's full output, the values that the program returns (`outputs=` may be fewer)."""
@@ -29,30 +32,56 @@ def select_like(program: Program, outputs: Any) -> list[Any]:
     return [flat[i] for i in chosen]
 
 
-def module_error(program: Program, module: nn.Module, calls: Sequence[tuple[Any, Any]]) -> float:
+def reference_outputs(program: Program, calls: Sequence[Call]) -> list[list[Any]]:
+    """What a program gives for some calls, under the random numbers `module_error` uses."""
+    run = ProgramInterpreter(program)
+    return [_seeded(lambda: run(program.flat_inputs(*call))) for call in calls]  # noqa: B023
+
+
+def module_error(
+    program: Program,
+    module: nn.Module,
+    calls: Sequence[Call],
+    expected: Sequence[Sequence[Any]] | None = None,
+) -> float:
     """The worst relative difference between a module, in eval mode, and a program over some calls.
 
+    `expected`: the program's `reference_outputs`, where several modules are compared with it.
     Whatever the module raises is raised. Both see the same random numbers.
     """
     worst = 0.0
-    run = ProgramInterpreter(program)
+    expected = reference_outputs(program, calls) if expected is None else expected
     training = {m: m.training for m in module.modules()}
     buffers = [(b, b.clone()) for b in module.buffers()]  # a forward may count its calls
     for m in module.modules():
         m.training = False
     try:
-        for args, kwargs in calls:
-            expected = _seeded(lambda: run(program.flat_inputs(args, kwargs)))  # noqa: B023
-            with torch.no_grad(), full_precision():
+        for (args, kwargs), wanted in zip(calls, expected, strict=True):
+            with torch.no_grad(), full_precision(), _shapes_only(program) as as_run:
+                args, kwargs = as_run((args, kwargs))
                 found = _seeded(lambda: module(*args, **kwargs))  # noqa: B023
             found = select_like(program, found)
-            worst = max(worst, relative_error(found, expected))
+            worst = max(worst, relative_error(found, wanted))
     finally:
         for m, mode in training.items():
             m.training = mode
         for buffer, before in buffers:
             buffer.copy_(before)
     return worst
+
+
+@contextlib.contextmanager
+def _shapes_only(program: Program) -> Iterator[Callable[[Any], Any]]:
+    """Fake tensors in place of meta ones: with those, models know that there are no values to ask
+    for (transformers reads its attention mask otherwise). Yields what makes arguments fit."""
+    if not program.is_meta:
+        yield lambda call: call
+        return
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with fake:
+        yield lambda call: pytree.tree_map_only(torch.Tensor, fake.from_tensor, call)
 
 
 def _seeded(call: Callable[[], Any]) -> Any:
@@ -82,7 +111,7 @@ def back_end_tolerance(program: Program) -> float:
     return TOLERANCE if working_dtype(program) is None else 2e-2
 
 
-def example_calls(graph: Graph) -> list[tuple[Any, Any]]:
+def example_calls(graph: Graph) -> list[Call]:
     """The example inputs and fresh ones like them."""
     program = graph.program
     return [

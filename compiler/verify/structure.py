@@ -12,7 +12,7 @@ from ..errors import VerificationError
 from ..inference.graph import Graph
 from ..ir.program import Program, output_values, shape_of, source_line
 from ..ir.terms import Term, Var, variables
-from ..rewrite.slicing import Kept, term_indices
+from ..rewrite.slicing import Kept, kept_size
 from .interpreter import ProgramInterpreter, TensorHook
 
 
@@ -91,7 +91,7 @@ def _carried(terms: dict[fx.Node, Any], nodes: Iterable[fx.Node]) -> Iterator[Va
 def _width(term: Term, kept: Kept, generated: bool) -> int | None:
     if term.size is None:
         return None
-    return term.size if generated else len(term_indices(term, kept))
+    return term.size if generated else kept_size(term, kept)
 
 
 def _compare_outputs(program: Program, outputs: list[Any]) -> None:

@@ -1,0 +1,280 @@
+"""How much of what exists prunec compiles: every architecture at a tiny configuration.
+
+    python benchmarks/coverage.py [NAME ...] [--jobs 2] [--no-onnx] [--resume]
+
+Each model is captured, half of every prunable dimension is cut at random, and what comes out is
+compared: dense against masked (zero mask), against the original over kept entries (restricted),
+under a permutation of every dimension, against the user's own model run eagerly with everything
+outside `plan.slices()` zeroed, module against graph, ONNX against torch. Failures are listed.
+Writes results/coverage.json and docs/coverage.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from typing import Any
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import architectures
+import torch
+import torch.utils._pytree as pytree
+from coverage_table import write_table
+from record import RESULTS, record
+from torch import Tensor, nn
+
+from prunec.compiler import capture
+from prunec.compiler.compilation import Compilation
+from prunec.compiler.emit.build import emit
+from prunec.compiler.inference.graph import Graph
+from prunec.compiler.onnx_files.export import export_onnx
+from prunec.compiler.plan import Plan
+from prunec.compiler.rewrite.rewrite import rewrite
+from prunec.compiler.sources.example_inputs import example_inputs
+from prunec.compiler.verify.interpreter import ProgramInterpreter, relative_error
+from prunec.compiler.verify.oracles import (
+    permutation,
+    restricted_statistics,
+    unsupported_statistics,
+    zero_mask,
+)
+from prunec.compiler.verify.prove import verification_inputs
+from prunec.compiler.verify.structure import check_structure
+
+SECONDS = 120  # a model that takes longer is listed as too slow
+LARGEST = 40_000_000  # parameters of a "tiny" model
+
+
+class TooSlowError(Exception):
+    """A model took longer than its share of time."""
+
+
+def enliven(model: nn.Module) -> None:
+    """Weights of gain one and biases off zero: at their usual initial scale attention is uniform
+    and branches are small, so that wrong models look right."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            if not p.is_floating_point():
+                continue
+            if p.dim() > 1:
+                spread = p.std() * p[0].numel() ** 0.5
+                if 0 < spread < 1:
+                    p.div_(spread)
+            else:
+                p.add_(0.1 * torch.randn(p.shape, generator=generator))
+
+
+def half_of_everything(graph: Graph, seed: int = 0) -> dict[str, list[int]]:
+    """A random half of every prunable dimension: a stress test, not a policy."""
+    generator = torch.Generator().manual_seed(seed)
+    kept: dict[str, list[int]] = {}
+    for d in graph.prunable.values():
+        count = max(d.minimum, d.size // 2, 1)
+        if count < d.size:
+            kept[d.name] = sorted(torch.randperm(d.size, generator=generator)[:count].tolist())
+    return kept
+
+
+def masked_eagerly(graph: Graph, plan: Plan) -> list[Any]:
+    """What the user's model gives with everything outside the plan's slices zeroed."""
+    model, program = graph.source, graph.program
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    masked: dict[str, Tensor] = {}
+    for name, axes in plan.slices().items():
+        if name in own:
+            masked[name] = own[name].detach().clone()
+            for axis, kept in axes.items():
+                gone = torch.ones(masked[name].shape[axis], dtype=torch.bool)
+                gone[kept] = False
+                masked[name].index_fill_(axis, gone.nonzero().reshape(-1), 0)
+    args, kwargs = pytree.tree_map(
+        lambda x: x.clone() if isinstance(x, Tensor) else x, (program.args, program.kwargs)
+    )
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return pytree.tree_leaves(torch.func.functional_call(model, masked, args, kwargs))
+
+
+def examine(model: nn.Module, args: Any, kwargs: Any, onnx: bool) -> dict[str, Any]:
+    """One row of the table; what fails is said in `failures`."""
+    row: dict[str, Any] = {"class": type(model).__name__, "failures": []}
+    failures: list[str] = row["failures"]
+    began = time.perf_counter()
+    graph = capture(model, args, kwargs=kwargs)
+    row["seconds_capture"] = round(time.perf_counter() - began, 2)
+    row["captured"] = f"{graph.program.how}, {'dynamic' if graph.program.dynamic else 'static'}"
+    row["nodes"] = len(graph.program.graph.nodes)
+    row["dimensions"] = dict(collections.Counter(d.kind for d in graph.prunable.values()))
+    row["blocked"] = dict(
+        collections.Counter(
+            d.blocked.text for d in graph.dimensions.values() if d.blocked is not None
+        )
+    )
+    row["frozen ops"] = dict(
+        collections.Counter(reason.text for reason in graph.inference.frozen.values())
+    )
+    failures += [f"rule: {text}" for text in graph.inference.failures.values()]
+    if not graph.prunable:
+        failures.append("nothing is prunable")
+        return row
+    plan = Plan(kept=half_of_everything(graph), graph=graph)
+    kept = plan.planned()
+    dense = rewrite(graph, kept)
+    check_structure(graph, dense, kept)
+    row["parameters"] = round(_count(dense.tensors) / _count(graph.program.tensors), 3)
+    inputs = verification_inputs(Compilation(graph))
+    exact = {n: k for n, k in plan.kept.items() if graph.dimensions[n].exact}
+    if exact:
+        part = Plan(kept=exact, graph=graph)
+        smaller = rewrite(graph, part.planned(), on_use=True)
+        row["zero mask"] = _passed(zero_mask(graph, smaller, part.planned(), inputs), failures)
+        if not part.graph.program.notes:
+            torch.manual_seed(0)
+            found = ProgramInterpreter(smaller)(smaller.flat_inputs())
+            row["masked eager"] = relative_error(found, masked_eagerly(graph, part))
+    if unsupported_statistics(graph, kept):
+        failures.append(f"no reference for {unsupported_statistics(graph, kept)[0].target}")
+    else:
+        check = restricted_statistics(graph, dense, kept, inputs)
+        row["restricted"] = _passed(check, failures)
+    row["permutation"] = _passed(permutation(graph, inputs[:1]), failures)
+    result, _ = emit(graph, dense, kept)
+    row["class kept"] = result.module is not None
+    row["module back end"] = result.module_reason
+    row["seconds"] = round(time.perf_counter() - began, 2)
+    if onnx:
+        try:
+            report = export_onnx(
+                result.model,
+                graph.program.args,
+                graph.program.kwargs,
+                RESULTS / f".coverage_{os.getpid()}.onnx",
+            )
+            row["onnx"] = report.max_rel_error
+        except Exception as error:
+            row["onnx"] = f"{error}"[:200]
+    return row
+
+
+def _count(tensors: dict[str, Tensor]) -> int:
+    return sum(t.numel() for t in tensors.values() if isinstance(t, nn.Parameter))
+
+
+def _passed(check: Any, failures: list[str]) -> float | None:
+    if not check.passed:
+        failures.append(f"{check.name}: {check.error:.1e} ({check.precision})")
+    return check.error
+
+
+def one(name: str, onnx: bool) -> dict[str, Any]:
+    """The row of one architecture; an exception becomes its failure."""
+    why: list[str] = []
+    try:
+        for model in architectures.tiny_models(name):
+            count = sum(p.numel() for p in model.parameters())
+            if count > LARGEST:
+                why.append(f"{count / 1e6:.0f}M parameters at the tiny configuration")
+                continue
+            enliven(model)
+            try:
+                args, kwargs = example_inputs(model)
+            except Exception as error:
+                why.append(_said(error))
+                continue
+            try:
+                return examine(model, args, kwargs, onnx)
+            except Exception as error:
+                return {"class": type(model).__name__, "failures": [_said(error)]}
+    except Exception as error:
+        why.append(_said(error))
+    return {"skipped": why[0]}
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def work(names: list[str], onnx: bool) -> None:
+    """A worker: one JSON line an architecture on stdout."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+
+    def late(*_: Any) -> None:
+        raise TooSlowError(f"more than {SECONDS} s")
+
+    signal.signal(signal.SIGALRM, late)
+    for name in names:
+        signal.alarm(SECONDS)
+        row = one(name, onnx)
+        signal.alarm(0)
+        print(json.dumps({"architecture": name, **row}), flush=True)
+
+
+def main() -> None:
+    """Examine the named architectures, all by default, in worker processes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--no-onnx", action="store_true")
+    parser.add_argument("--resume", action="store_true", help="keep the rows there are")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        work(options.names, not options.no_onnx)
+        return
+    names = options.names or architectures.architectures()
+    partial = RESULTS / "coverage.partial.jsonl"
+    rows: dict[str, Any] = {}
+    if options.resume and partial.exists():
+        for line in partial.read_text().splitlines():
+            row = json.loads(line)
+            rows[row["architecture"]] = row
+    waiting = [n for n in names if n not in rows]
+    with partial.open("a" if options.resume else "w") as log:
+        for row in _run(waiting, options.jobs, options.no_onnx):
+            rows[row["architecture"]] = row
+            log.write(json.dumps(row) + "\n")
+            log.flush()
+            said = row.get("skipped") or "; ".join(row["failures"]) or "ok"
+            print(f"{len(rows):4}/{len(names)} {row['architecture']:32} {said[:140]}", flush=True)
+    ordered = [rows[n] for n in names if n in rows]
+    if not options.names:
+        record("coverage", ordered)
+        write_table(ordered)
+        partial.unlink()
+
+
+def _run(names: list[str], jobs: int, no_onnx: bool) -> Any:
+    """Rows as they come, from `jobs` processes; one that dies loses its model only."""
+    waiting = collections.deque(names)
+    while waiting:
+        chunk = [waiting.popleft() for _ in range(min(12 * jobs, len(waiting)))]
+        workers = []
+        for part in (chunk[i::jobs] for i in range(jobs)):
+            if part:
+                command = [sys.executable, __file__, "--worker", *part]
+                command += ["--no-onnx"] if no_onnx else []
+                workers.append((part, subprocess.Popen(command, stdout=subprocess.PIPE, text=True)))
+        for part, worker in workers:
+            assert worker.stdout is not None
+            done = 0
+            for line in worker.stdout:
+                if line.startswith("{"):
+                    done += 1
+                    yield json.loads(line)
+            if worker.wait() and done < len(part):
+                yield {"architecture": part[done], "failures": [f"exit {worker.returncode}"]}
+                waiting.extend(part[done + 1 :])
+
+
+if __name__ == "__main__":
+    main()
