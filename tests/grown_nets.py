@@ -205,7 +205,9 @@ def _heads(g: Growth) -> None:
             )
         elif kind == "last" and x.dim() > 2:
             head = nn.Linear(x.shape[-1], 3)
-            g.net.heads.append(Step(lambda s, v: s.head(v).flatten(1)[:, :3], [i], {"head": head}))
+            g.net.heads.append(
+                Step(lambda s, v: s.head(v).relu().flatten(1, -2).sum(1), [i], {"head": head})
+            )
         else:
             head = nn.Linear(x[0].numel(), 3)
             g.net.heads.append(Step(lambda s, v: s.head(v.flatten(1)), [i], {"head": head}))
