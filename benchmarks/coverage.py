@@ -171,7 +171,7 @@ def _count(tensors: dict[str, Tensor]) -> int:
 
 def _passed(check: Any, failures: list[str]) -> float | None:
     if not check.passed:
-        failures.append(f"{check.name}: {check.error:.1e} ({check.precision})")
+        failures.append(f"{check.name}: {check.error:.1e} ({check.dtype})")
     return check.error
 
 
@@ -248,8 +248,10 @@ def main() -> None:
             print(f"{len(rows):4}/{len(names)} {row['architecture']:32} {said[:140]}", flush=True)
     ordered = [rows[n] for n in names if n in rows]
     if not options.names:
-        record("coverage", ordered)
-        write_table(ordered)
+        path = record("coverage", ordered)
+        written = json.loads(path.read_text())
+        machine = ", ".join(str(v) for v in written["environment"].values() if v)
+        write_table(ordered, f"Measured {written['date']} on {machine}.")
         partial.unlink()
 
 

@@ -2,8 +2,111 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+PAGE = Path(__file__).parent.parent / "docs" / "coverage.md"
+EXACT, ONNX = 1e-4, 1e-3
 
-def write_table(rows: list[dict[str, Any]]) -> None:
-    pass
+INTRODUCTION = """# What prunec compiles
+
+Written by `python benchmarks/coverage.py`; not edited by hand. {environment}
+
+Each architecture is built at a tiny configuration with random weights (of gain one, so that
+attention is not uniform), captured from inputs made from its configuration, and a random half of
+**every** prunable dimension is cut: a stress test, not a policy. Then
+
+- *masked*: dense against the user's own model, run eagerly, with everything outside
+  `plan.slices()` zeroed (exact dimensions);
+- *restricted*: dense against the original with its statistics taken over kept entries (all
+  dimensions);
+- *permuted*: a permutation of every dimension against none;
+- *class kept*: whether the smaller model is of the user's own class, by the module back end;
+- *ONNX*: onnxruntime against torch, on the smaller model.
+
+Errors are relative to the largest value of the output.
+"""
+
+
+def ran(row: dict[str, Any]) -> bool:
+    """Whether the architecture could be built and run at a tiny configuration."""
+    return "skipped" not in row
+
+
+def passed(row: dict[str, Any]) -> bool:
+    """Whether it was captured, cut, and equal by every check."""
+    return ran(row) and not row["failures"]
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The counts, as lines of markdown."""
+    tried = [r for r in rows if ran(r)]
+    captured = [r for r in tried if "captured" in r]
+    good = [r for r in tried if passed(r)]
+    how = Counter(r["captured"] for r in captured)
+    exported = [r for r in good if "onnx" in r]
+    onnx = sum(isinstance(r["onnx"], float) for r in exported)
+    lines = [
+        f"- {len(tried)} of {len(rows)} architectures run at a tiny configuration; the others are "
+        "listed at the end with what stood in the way.",
+        f"- captured: {len(captured)} ("
+        + ", ".join(f"{n} {text}" for text, n in how.most_common())
+        + ")",
+        f"- every check passed: **{len(good)}**; failures, listed below: {len(tried) - len(good)}",
+        f"- class kept with every dimension halved: {sum(bool(r.get('class kept')) for r in good)}",
+    ]
+    if exported:
+        lines.append(f"- ONNX within {ONNX:g}: {onnx} of {len(exported)}")
+    return lines
+
+
+def write_table(rows: Sequence[dict[str, Any]], environment: str = "") -> None:
+    """Write the page."""
+    lines = [INTRODUCTION.format(environment=environment), *summary(rows), ""]
+    failed = [r for r in rows if ran(r) and not passed(r)]
+    lines += ["## Failures", ""]
+    lines += [f"- `{r['architecture']}`: {'; '.join(r['failures'])}" for r in failed] or ["None."]
+    lines += ["", "## All architectures", ""]
+    titles = (
+        "architecture | class | captured | nodes | dimensions | blocked because | parameters left |"
+        " masked | restricted | permuted | class kept | ONNX | seconds"
+    )
+    lines += [f"| {titles} |", "|" + " --- |" * (titles.count("|") + 1)]
+    lines += [_line(r) for r in rows if ran(r)]
+    lines += ["", "## Not run", ""]
+    lines += [f"- `{r['architecture']}`: {r['skipped']}" for r in rows if not ran(r)]
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text("\n".join(lines) + "\n")
+
+
+def _line(row: dict[str, Any]) -> str:
+    blocked = Counter(row.get("blocked", {}))
+    reasons = ", ".join(
+        f"{text} {n}" for text, n in blocked.most_common() if not text.startswith(_NATURAL)
+    )
+    cells = [
+        row["architecture"],
+        row.get("class", "-"),
+        row.get("captured", "no").removeprefix("torch.export, "),
+        row.get("nodes", "-"),
+        sum(row.get("dimensions", {}).values()),
+        reasons or "-",
+        row.get("parameters", "-"),
+        *(_error(row.get(key)) for key in ("masked eager", "restricted", "permutation")),
+        {True: "yes", False: "no", None: "-"}[row.get("class kept")],
+        _error(row.get("onnx")),
+        row.get("seconds", "-"),
+    ]
+    return "| " + " | ".join(str(c).replace("|", "/") for c in cells) + " |"
+
+
+# What nothing can be done about, or is a property of the model and not of prunec.
+_NATURAL = ("model input", "model output", "spatial axis", "rows of a lookup table", "size 1")
+
+
+def _error(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.0e}"
+    return "-" if value is None else "no"

@@ -48,10 +48,13 @@ class MagnitudeScore(Pass):
             tensor = graph.program.tensors[name]
             if not isinstance(tensor, nn.Parameter) or tensor.device.type == "meta":
                 continue
-            magnitude = tensor.detach().abs().float()
-            magnitude = magnitude if self.norm == 1 else magnitude.square()
             others = [a for a in range(tensor.dim()) if a != axis]
-            per_position = (magnitude.sum(dim=others) if others else magnitude).double().cpu()
+            norms = (
+                torch.linalg.vector_norm(tensor, self.norm, dim=others, dtype=torch.float32)
+                if others
+                else tensor.abs().float()
+            ).detach()
+            per_position = norms.double().cpu() ** self.norm
             labels = term_labels(graph.inference.tensors[name][axis], dimension.var)
             for row in labels:
                 owned = row >= 0

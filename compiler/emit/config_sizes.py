@@ -123,11 +123,7 @@ def _head_width(graph: Graph, sizes: dict[Var, int], config: Any) -> dict[str, A
     implied = _stated(config, "head_dim") is None
     if implied and new["residual"] == new["head"] * new["head-dim"]:
         return {}
-    return (
-        {}
-        if _stated(config, "head_dim") == new["head-dim"]
-        else {"head_dim": new["head-dim"]}
-    )
+    return {} if _stated(config, "head_dim") == new["head-dim"] else {"head_dim": new["head-dim"]}
 
 
 def _agreed(graph: Graph, sizes: dict[Var, int], kind: str, old: Any, side: str) -> int | None:

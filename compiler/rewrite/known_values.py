@@ -7,9 +7,9 @@ Where nothing is dead almost every value is unknown, and almost nothing is compu
 
 from __future__ import annotations
 
-import dataclasses
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,12 +36,21 @@ NORMS = CHANNEL_NORMS | {"layer_norm", "rms_norm"}
 POOLS = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_")
 
 
-@dataclasses.dataclass(frozen=True)
 class Known:
-    """A value with the mask of its input-independent entries (None: all of them)."""
+    """A value with the mask of its input-independent entries (None: all of them). A value given as
+    a function is made anew at each look: a masked copy of every weight is more than there is room
+    for."""
 
-    value: Tensor
-    mask: Tensor | None = None
+    __slots__ = ("_value", "mask")
+
+    def __init__(self, value: Tensor | Callable[[], Tensor], mask: Tensor | None = None) -> None:
+        self._value = value
+        self.mask = mask
+
+    @property
+    def value(self) -> Tensor:
+        """The tensor; what lies outside the mask means nothing."""
+        return self._value if isinstance(self._value, Tensor) else self._value()
 
     def where(self) -> Tensor:
         """The mask, spelled out."""
@@ -49,7 +58,8 @@ class Known:
 
     def zero(self) -> Tensor:
         """Entries known to be zero."""
-        return self.where() & (self.value == 0)
+        zero = self.value == 0
+        return zero if self.mask is None else zero & self.mask
 
 
 def known_values(
@@ -63,7 +73,7 @@ def known_values(
             if node.op == "get_attr":
                 tensor = program.tensors.get(str(node.target))
                 if tensor is not None:
-                    values[node] = Known(tensor_hook(str(node.target), tensor.detach()))
+                    values[node] = Known(partial(tensor_hook, str(node.target), tensor.detach()))
             elif node.op == "call_function":
                 base = written(node)
                 if base is not None:  # everything that views the same memory changes

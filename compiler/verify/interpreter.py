@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_aggregate
+from torch.fx.node import map_aggregate, map_arg
 
 from ..ir.program import Program, memory_owners, output_values, written
 
@@ -71,7 +71,17 @@ class ProgramInterpreter(fx.Interpreter):
             tensor = self._copies[target] = tensor.clone()
         return tensor
 
+    def value_of(self, node: fx.Node) -> Any:
+        """The value of a node that has run. Tensors are fetched at each use: a graph names them
+        all at its top, and a masked copy of every weight is more than there is room for."""
+        return self.get_attr(node.target, (), {}) if node.op == "get_attr" else self.env[node]
+
+    def map_nodes_to_values(self, args: Any, n: fx.Node) -> Any:
+        return map_arg(args, self.value_of)
+
     def run_node(self, n: fx.Node) -> Any:
+        if n.op == "get_attr":
+            return None
         result = super().run_node(n)
         if self.node_hook is not None and n.op == "call_function":
             result = self.node_hook(n, result)

@@ -26,17 +26,21 @@ def rescaler(program: Program) -> Callable[[str, Tensor], Tensor]:
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         noise = torch.randn(tensor.shape, generator=generator).to(tensor)
         if name in variances:
-            return 1 + 0.2 * noise.abs()
+            return noise.abs_().mul_(0.2).add_(1)
         if name in means:
-            return 0.1 * noise
+            return noise.mul_(0.1)
         if not isinstance(program.tensors[name], nn.Parameter):
             return tensor
-        size = float(tensor.detach().float().square().mean().sqrt())
+        norm = float(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float32))
+        size = norm / tensor.numel() ** 0.5
         if tensor.dim() < 2:
             base = tensor / size if 0 < size < 0.05 or size > 20 else tensor
             return base + 0.1 * noise
         gain = (tensor.shape[0] / tensor.numel()) ** 0.5
-        return (tensor / size + 0.1 * noise) * gain if size > 0 else noise * gain
+        if size == 0:
+            return noise.mul_(gain)
+        # in place: the largest table is all the room there is
+        return noise.mul_(0.1 * gain).add_(tensor.detach(), alpha=gain / size)
 
     return rescale
 

@@ -68,7 +68,7 @@ class RestrictedInterpreter(ProgramInterpreter):
         result = self._statistic(n) if n in self.statistics else None
         if result is None:
             result = super().run_node(n)
-        inputs = [self.env[x] for x in n.all_input_nodes]
+        inputs = [self.env[x] for x in n.all_input_nodes if x.op != "get_attr"]
         if mutates(n.target) and isinstance(result, Tensor):
             return self._clear_in_place(self.graph_terms.get(n), result)
         return self._clear(self.graph_terms.get(n), result, inputs)
@@ -79,8 +79,8 @@ class RestrictedInterpreter(ProgramInterpreter):
         source = arguments.get("key", n.args[0])  # the statistic of attention runs over its keys
         if function is None or not isinstance(source, fx.Node):
             return None
-        given: Any = map_arg(arguments, lambda x: self.env[x])
-        keep = self._keep(self.graph_terms.get(source), self.env[source])
+        given: Any = map_arg(arguments, self.value_of)
+        keep = self._keep(self.graph_terms.get(source), self.value_of(source))
         if all(k is None for k in keep):
             return None
         return function(given.get("x", given.get("query")), keep, given)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from ..inference.graph import Graph
 from ..ir.program import Program, output_values, shape_of, source_line
 from ..ir.terms import Term, Var, variables
 from ..rewrite.slicing import Kept, kept_size
-from .interpreter import ProgramInterpreter, TensorHook
+from .interpreter import ProgramInterpreter, TensorHook, relative_error
+
+SAME = 1e-6  # the same arithmetic: threads may sum in another order
 
 
 def check_structure(graph: Graph, dense: Program, kept: Kept) -> None:
@@ -41,6 +43,23 @@ def check_structure(graph: Graph, dense: Program, kept: Kept) -> None:
             f"the dense graph does not run at {run.place()}: {reason}."
         ) from error
     _compare_outputs(graph.program, outputs)
+
+
+def check_same(dense: Program, proven: Program, inputs: Sequence[Any]) -> None:
+    """Raise VerificationError unless the program that was made gives what the one that was
+    proven gives."""
+    if dense.is_meta:
+        return
+    found, expected = ProgramInterpreter(dense), ProgramInterpreter(proven)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        values = expected(inputs)
+        torch.manual_seed(0)
+        error = relative_error(found(inputs), values)
+    if error > SAME:
+        raise VerificationError(
+            f"the dense graph differs from the proven one by {error:.2e}; nothing was written."
+        )
 
 
 class _ShapeRun(ProgramInterpreter):
