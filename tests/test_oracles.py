@@ -255,3 +255,12 @@ def test_only_the_checks_stand_between_a_broken_rule_and_a_wrong_model(
     assert all(bool(torch.isfinite(x).all()) for x in outputs)
     with pytest.raises(VerificationError, match="check failed"):
         prove(graph, dense, kept, DeadEntries(), inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_weights_of_another_width_are_rescaled(dtype: torch.dtype) -> None:
+    graph = capture(joined().to(dtype), (TOKENS.to(dtype),))
+    outcome = permutation(graph, verification_inputs(Compilation(graph))[:1])
+    assert outcome.passed
+    assert outcome.sensitivity is not None
+    assert outcome.sensitivity > 1e-2
