@@ -11,9 +11,10 @@ import structures as structures  # fills the table
 import torch
 import torch.utils._pytree as pytree
 from nets import STRUCTURES, captured, found, ids
+from tiny_models import IDS, tiny_bert
 from torch import Tensor
 
-from prunec.compiler import Graph
+from prunec.compiler import Graph, capture
 from prunec.compiler.compilation import Compilation
 from prunec.compiler.plan import Plan
 from prunec.compiler.rewrite.rewrite import rewrite
@@ -144,3 +145,8 @@ def test_a_cut_holds_at_another_number_of_tokens(length: int) -> None:
 def test_a_batch_that_a_view_spells_out_is_static() -> None:
     assert not captured("literal_view_sizes").program.dynamic
     assert captured("qkv_chunked").program.dynamic
+
+
+def test_a_transformers_encoder_stays_dynamic() -> None:
+    """No flag is handed to it that it takes through **kwargs: torch then fixes every axis."""
+    assert capture(tiny_bert(), kwargs={"input_ids": IDS}).program.dynamic
