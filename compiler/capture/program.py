@@ -8,6 +8,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from ..ir.program import Program, is_symbolic
+from .constant_index import slice_literal_lists
 from .inline import drop_unused, inline_regions, strip_asserts
 
 
@@ -21,6 +22,8 @@ def program_of(
     strip_asserts(graph)
     drop_unused(graph)
     tensors, aliases = _tensors(model, module, graph)
+    slice_literal_lists(graph, tensors)
+    drop_unused(graph)
     info = graph._codegen.pytree_info  # type: ignore[attr-defined]
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     dynamic = any(

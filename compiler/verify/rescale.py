@@ -31,7 +31,8 @@ def rescaler(program: Program) -> Callable[[str, Tensor], Tensor]:
             return noise.mul_(0.1)
         if not isinstance(program.tensors[name], nn.Parameter):
             return tensor
-        norm = float(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float32))
+        wide = torch.promote_types(tensor.dtype, torch.float32)  # half precision would overflow
+        norm = float(torch.linalg.vector_norm(tensor.detach(), dtype=wide))
         size = norm / tensor.numel() ** 0.5
         if tensor.dim() < 2:
             base = tensor / size if 0 < size < 0.05 or size > 20 else tensor

@@ -310,12 +310,11 @@ def rms_norm(x: Tensor, keep: Keep, given: dict[str, Any]) -> Tensor:
 @formula("aten::group_norm")
 def group_norm(x: Tensor, keep: Keep, given: dict[str, Any]) -> Tensor:
     groups = given["num_groups"]
-    kept = keep[1] if keep[1] is not None else torch.ones(x.shape[1], dtype=torch.bool)
-    weight = kept.to(x).reshape(1, groups, -1, *([1] * (x.dim() - 2)))
+    weight, _ = _shaped(x, keep, range(1, x.dim()))
+    weight = weight.expand(1, *x.shape[1:]).reshape(1, groups, -1, *x.shape[2:])
     grouped = x.reshape(x.shape[0], groups, -1, *x.shape[2:])
     axes = list(range(2, grouped.dim()))
-    spatial = grouped[0, 0, 0].numel()
-    count = (weight.sum(dim=axes, keepdim=True) * spatial).clamp_min(1)
+    count = weight.sum(dim=axes, keepdim=True).clamp_min(1)
     centre = (grouped * weight).sum(dim=axes, keepdim=True) / count
     spread = ((grouped - centre) * weight).square().sum(dim=axes, keepdim=True) / count
     scaled = ((grouped - centre) * (spread + given["eps"]).rsqrt()).reshape(x.shape)
