@@ -66,7 +66,7 @@ def enliven(model: nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in model.parameters():
-            if not p.is_floating_point():
+            if not p.is_floating_point() or not p.numel():
                 continue
             if p.dim() > 1:
                 spread = p.std() * p[0].numel() ** 0.5

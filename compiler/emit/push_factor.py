@@ -266,7 +266,10 @@ def _yields_tensors(node: fx.Node) -> bool:
 def _shapes(value: Any) -> Any:
     """Tensors as shapes; a tensor of no axes as its number."""
     if isinstance(value, Tensor):
-        return value.shape if value.dim() or value.device.type == "meta" else value.item()
+        valueless = value.device.type == "meta" or torch._C._functorch.is_functorch_wrapped_tensor(
+            value
+        )
+        return value.shape if value.dim() or valueless else value.item()
     if isinstance(value, (tuple, list)) and any(isinstance(v, Tensor) for v in value):
         return tuple(_shapes(v) for v in value)
     return value

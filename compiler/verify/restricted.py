@@ -104,10 +104,13 @@ class RestrictedInterpreter(ProgramInterpreter):
             return type(value)(self._clear(t, v, inputs) for t, v in zip(terms, value, strict=True))
         if not isinstance(value, Tensor) or not isinstance(terms, list):
             return value
+        removed = list(self._removed(terms, value))
+        if not removed:
+            return value
         storage = value.untyped_storage().data_ptr()
         if any(isinstance(x, Tensor) and x.untyped_storage().data_ptr() == storage for x in inputs):
             return value
-        for axis, gone in self._removed(terms, value):
+        for axis, gone in removed:
             value = value.index_fill(axis, gone, 0)
         return value
 
