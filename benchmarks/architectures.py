@@ -199,7 +199,9 @@ def _rotary(*sections: int, **more: Any) -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(sections), **more}
 
 
-_MLA = {"num_key_value_heads": HEADS}  # latent attention has a key head for each query head
+_MLA: dict[str, Any] = {
+    "num_key_value_heads": HEADS
+}  # latent attention has a key head for each query head
 _VISION_ROPE = {"text_config": {"rope_parameters": _rotary(2, 3, 3)}}
 _STAGES4 = {"out_features": ["stage1", "stage2", "stage3", "stage4"], "num_hidden_layers": 4}
 _RESNET = {
@@ -212,28 +214,27 @@ _RESNET = {
 _DETR = {"use_timm_backbone": False, "backbone_config": _RESNET, "num_queries": 8}
 _FORECAST = {"prediction_length": 6, "context_length": 16, "lags_sequence": [1, 2]}
 
+
+def _alike(names: str, given: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return dict.fromkeys(names.split(), given)
+
+
 OVERRIDES: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(
+    **_alike(
         "axk1 axk2 deepseek_v2 deepseek_v3 deepseek_v32 glm4_moe_lite glm_moe_dsa minicpm3 "
-        "mistral4 youtu hy_v4 mistral_large4_text dots3_note_text".split(),
+        "mistral4 youtu hy_v4 mistral_large4_text dots3_note_text",
         _MLA,
     ),
-    **dict.fromkeys("kimi_k25 mistral_large4 dots3_note".split(), {"text_config": _MLA}),
-    **dict.fromkeys("qwen2_vl qwen2_5_vl paddleocr_vl colqwen2 glm_ocr".split(), _VISION_ROPE),
-    **dict.fromkeys("qwen2_vl_text qwen2_5_vl_text".split(), {"rope_parameters": _rotary(2, 3, 3)}),
-    **dict.fromkeys(
-        "glm4v_text glm_ocr_text glm_image_text".split(), {"rope_parameters": _rotary(2, 3, 3)}
-    ),
-    **dict.fromkeys("glm4v glm46v glm_image".split(), _VISION_ROPE),
+    **_alike("kimi_k25 mistral_large4 dots3_note", {"text_config": _MLA}),
+    **_alike("qwen2_vl qwen2_5_vl paddleocr_vl colqwen2 glm_ocr", _VISION_ROPE),
+    **_alike("qwen2_vl_text qwen2_5_vl_text", {"rope_parameters": _rotary(2, 3, 3)}),
+    **_alike("glm4v_text glm_ocr_text glm_image_text", {"rope_parameters": _rotary(2, 3, 3)}),
+    **_alike("glm4v glm46v glm_image", _VISION_ROPE),
     "glm4v_moe_text": {"rope_parameters": _rotary(2, 1, 1, partial_rotary_factor=0.5)},
     "glm4v_moe": {"text_config": {"rope_parameters": _rotary(2, 1, 1, partial_rotary_factor=0.5)}},
-    **dict.fromkeys(
-        "swin donut-swin".split(), {"image_size": 128, "window_size": 4, "embed_dim": 16}
-    ),
-    **dict.fromkeys(
-        "detr conditional_detr dab-detr deformable_detr table-transformer".split(), _DETR
-    ),
-    **dict.fromkeys("autoformer informer time_series_transformer".split(), _FORECAST),
+    **_alike("swin donut-swin", {"image_size": 128, "window_size": 4, "embed_dim": 16}),
+    **_alike("detr conditional_detr dab-detr deformable_detr table-transformer", _DETR),
+    **_alike("autoformer informer time_series_transformer", _FORECAST),
     "resnet": {"embedding_size": 16, "hidden_sizes": [16, 24, 32, 48], "depths": [1, 2, 1, 1]},
     "bit": {"embedding_size": 32, "hidden_sizes": [128, 128, 256, 256], "depths": [1, 1, 1, 1]},
     "cvt": {"embed_dim": [16, 32, 48], "num_heads": [1, 2, 4], "depth": [1, 1, 2]},
@@ -257,8 +258,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "mamba_d_head": 16,
     },
     "hgnet_v2": {},
-    **dict.fromkeys(
-        "hunyuan_v1_dense hunyuan_v1_moe ministral hunyuan_vl_text nemotron".split(),
+    **_alike(
+        "hunyuan_v1_dense hunyuan_v1_moe ministral hunyuan_vl_text nemotron",
         {"head_dim": HEAD_DIM},
     ),
     "layoutlmv3": {"coordinate_size": 11, "shape_size": 10, "input_size": 32},

@@ -35,11 +35,11 @@ from prunec.compiler import capture
 from prunec.compiler.compilation import Compilation
 from prunec.compiler.emit.build import emit
 from prunec.compiler.inference.graph import Graph
+from prunec.compiler.inputs.example_inputs import example_inputs
 from prunec.compiler.ir.program import Program
 from prunec.compiler.onnx_files.export import export_onnx
 from prunec.compiler.plan import Plan
 from prunec.compiler.rewrite.rewrite import rewrite
-from prunec.compiler.sources.example_inputs import example_inputs
 from prunec.compiler.verify.backends import capture_error, select_like
 from prunec.compiler.verify.interpreter import ProgramInterpreter, relative_error
 from prunec.compiler.verify.oracles import (
@@ -66,7 +66,7 @@ def enliven(model: nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in model.parameters():
-            if not p.is_floating_point():
+            if not p.is_floating_point() or not p.numel():
                 continue
             if p.dim() > 1:
                 spread = p.std() * p[0].numel() ** 0.5

@@ -30,6 +30,7 @@ def compile(
     dynamic_shapes: Any = None,
     outputs: Sequence[str | int] | str | int | None = None,
     untie_tables: bool = False,
+    mode: str = "auto",
     calibration: Iterable[Any] | None = None,
     train: Iterable[Any] | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
@@ -42,13 +43,13 @@ def compile(
 ) -> Result:
     """Compress `model` to `target`; the model itself is never changed, the result has its mode.
 
-    `args`, `kwargs`, `dynamic_shapes`, `outputs`, `untie_tables`: as `capture`. `calibration`:
-    unlabelled batches on which the result is also proven. `train`: batches to recover on, by
-    distillation from the original (left out without). `evaluate`: a callable on a model, higher is
-    better; below `floor` times the original's value (1 - `floor` of its size below it)
-    QualityError is raised. `device`: compile on this device (a copy of the model is moved there).
-    `recipe`: a TOML list of passes; `options`: per pass name, options that win over the recipe's.
-    `measure`: time original and result side by side.
+    `args`, `kwargs`, `dynamic_shapes`, `outputs`, `untie_tables`, `mode`: as `capture`.
+    `calibration`: unlabelled batches on which the result is also proven. `train`: batches to
+    recover on, by distillation from the original (left out without). `evaluate`: a callable on a
+    model, higher is better; below `floor` times the original's value (1 - `floor` of its size below
+    it) QualityError is raised. `device`: compile on this device (a copy of the model is moved
+    there). `recipe`: a TOML list of passes; `options`: per pass name, options that win over the
+    recipe's. `measure`: time original and result side by side.
 
     Raises CaptureError, TargetError, PlanError, VerificationError, QualityError.
     """
@@ -74,6 +75,7 @@ def compile(
             dynamic_shapes=dynamic_shapes,
             outputs=outputs,
             untie_tables=untie_tables,
+            mode=mode,
         )
         supplies = {"target": target, "train": train, "calibration": held, "device": device}
         passes, notes = build_pipeline(read_recipe(recipe), supplies, options)
@@ -88,8 +90,8 @@ def compile(
             m.training = modes.get(name, modes[""])
         return result
     finally:
-        for m, mode in training.items():
-            m.training = mode
+        for m, was_training in training.items():
+            m.training = was_training
 
 
 def _measure(result: Result, target: Target) -> None:

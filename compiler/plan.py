@@ -30,8 +30,9 @@ class Plan:
     `kept`: for each planned dimension, the entries that stay, ascending. `dead`: for each
     dimension, entries that also go because they were already dead. `attributes`: per module path,
     the integers the module back end changed, [old, new]. `constants`: tensors by name whose values
-    hold folded constants. `backend`: "module", "graph", or "" before the rewrite. `outputs`,
-    `untie_tables`: what `capture` was told when it was made.
+    hold folded constants. `scales`: factors on tensors by name, once they are cut. `backend`:
+    "module", "graph", or "" before the rewrite. `outputs`, `untie_tables`: what `capture` was told
+    when it was made.
     """
 
     model: str = ""
@@ -39,6 +40,7 @@ class Plan:
     dead: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     attributes: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     constants: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    scales: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     backend: str = ""
     outputs: list[str | int] | None = None
     untie_tables: bool = False
@@ -117,9 +119,9 @@ class Plan:
         """The original shapes of the tensors that are cut."""
         if self.graph is None:
             return dict(self._shapes or {})
-        program = self.graph.program
-        sizes = {name: list(t.shape) for name, t in program.tensors.items()}
-        for name, others in program.aliases.items():
+        tensors = {**self.graph.program.tensors, **self.graph.beside}
+        sizes = {name: list(t.shape) for name, t in tensors.items()}
+        for name, others in self.graph.aliases.items():
             sizes.update(dict.fromkeys(others, sizes.get(name, [])))
         return {name: sizes[name] for name in self.slices()}
 
@@ -137,7 +139,9 @@ class Plan:
         """
         check_fits(self, model)
         if self.backend == "module":
-            return replay(model, self.slices(), self.attributes, self.constants, self.shapes())
+            return replay(
+                model, self.slices(), self.attributes, self.constants, self.shapes(), self.scales
+            )
         if args is None and kwargs is None:
             raise PlanError(
                 "this plan was carried out on the graph; give example inputs, as in "
@@ -164,6 +168,7 @@ class Plan:
                 "dead": self.dead,
                 "attributes": self.attributes,
                 "constants": {n: _tensor_json(t) for n, t in self.constants.items()},
+                "scales": {n: _tensor_json(t) for n, t in self.scales.items()},
                 "slices": {
                     name: {str(axis): kept.tolist() for axis, kept in axes.items()}
                     for name, axes in self.slices().items()
@@ -190,6 +195,7 @@ class Plan:
                 dead=data["dead"],
                 attributes=data["attributes"],
                 constants={n: _tensor_from(t) for n, t in data["constants"].items()},
+                scales={n: _tensor_from(t) for n, t in data.get("scales", {}).items()},
                 backend=data["backend"],
                 outputs=data["outputs"],
                 untie_tables=data.get("untie_tables", False),
@@ -206,14 +212,14 @@ class Plan:
 def tensor_slices(graph: Graph, kept: Kept) -> dict[str, dict[int, Tensor]]:
     """Kept indices per axis of every tensor that the plan cuts, under all its names."""
     table: dict[str, dict[int, Tensor]] = {}
-    for name, terms in graph.inference.tensors.items():
+    for name, terms in graph.axes.items():
         axes = {
             axis: term_indices(term, kept)
             for axis, term in enumerate(terms)
             if any(v in kept for v in variables(term))
         }
         if axes:
-            for known in (name, *graph.program.aliases.get(name, ())):
+            for known in (name, *graph.aliases.get(name, ())):
                 table[known] = axes
     return table
 

@@ -173,7 +173,9 @@ class AllocateWidths(Pass):
         }
         if not kept and (self.target.kind == "speedup" or self._original_ms):
             return 1.0
-        candidate = emit(graph, rewrite(graph, kept), kept)[0].model if kept else graph.source
+        candidate = graph.source
+        if kept:
+            candidate = emit(graph, rewrite(graph, kept), kept, trainable=False)[0].model
         program = graph.program
         comparison = compare_modules(
             graph.source,

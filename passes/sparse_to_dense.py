@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from ..compiler.compilation import Compilation
 from ..compiler.emit.build import emit
+from ..compiler.emit.obstacles import obstacle
 from ..compiler.errors import PlanError
 from ..compiler.passmanager import Pass, PassResult
 from ..compiler.rewrite.dead import DeadEntries, find_dead
@@ -53,7 +54,12 @@ class SparseToDense(Pass):
         check_structure(graph, program, combined)
         check_same(program, proven, inputs[0])
         state.dead = dead
-        state.dense, plan.attributes = emit(graph, program, combined)
+        state.dense, built = emit(graph, program, combined)
+        state.notes += state.dense.notes
+        plan.attributes, plan.scales = built.attributes, dict(built.scales)
+        if state.dense.module is None and not graph.program.is_meta:
+            hint = obstacle(graph, combined, built.lines)
+            state.dense.module_reason += f"; {hint}" if hint else ""
         plan.backend = "module" if state.dense.module is not None else "graph"
         folded = folded_tensors(graph, program, dead.folds)
         plan.constants = {n: program.tensors[n].detach().cpu() for n in folded}

@@ -168,70 +168,6 @@ def convolution_padded_by_a_string() -> nn.Module:
     )
 
 
-@structure("channel 6", "channel 8", args=(floats(3, 4, 9),))
-def batch_norm_in_one_dimension() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        x = self.norm(self.stem(x)).relu()
-        return self.head(self.second(self.mix(x).mean(-1)).tanh())
-
-    return module(
-        forward,
-        stem=nn.Conv1d(4, 6, 3),
-        norm=nn.BatchNorm1d(6),
-        mix=nn.Conv1d(6, 8, 3),
-        second=nn.BatchNorm1d(8),
-        head=nn.Linear(8, 5),
-    )
-
-
-@structure("channel 6", args=(floats(3, 4, 4, 5, 5),))
-def batch_norm_in_three_dimensions() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        x = F.max_pool3d(self.norm(self.stem(x)).relu(), 2)
-        return self.head(x).mean((2, 3, 4))
-
-    return module(
-        forward, stem=nn.Conv3d(4, 6, 3, padding=1), norm=nn.BatchNorm3d(6), head=nn.Conv3d(6, 5, 1)
-    )
-
-
-@structure("channel 2", "channel 6~", args=(IMAGE,))
-def group_norm() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        return self.head(self.norm(self.stem(x)).relu())
-
-    return module(forward, stem=conv(4, 12), norm=nn.GroupNorm(2, 12), head=conv(12, 5))
-
-
-@structure("channel 6", "channel 7~", args=(IMAGE,))
-def instance_norm() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        x = self.norm(self.stem(x)).relu()
-        return self.head(self.bare(self.mix(x)))
-
-    return module(
-        forward,
-        stem=conv(4, 6),
-        norm=nn.InstanceNorm2d(6, affine=True),
-        mix=conv(6, 7),
-        bare=nn.GroupNorm(1, 7, affine=False),
-        head=conv(7, 5),
-    )
-
-
-@structure("channel 8~", args=(IMAGE,))
-def global_response_norm() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        x = self.stem(x).permute(0, 2, 3, 1)
-        energy = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
-        scaled = energy / (energy.mean(-1, keepdim=True) + 1e-6)
-        return self.head(x + self.gamma * (x * scaled) + self.beta)
-
-    return module(
-        forward, stem=conv(4, 8), gamma=weight(1, 1, 1, 8), beta=weight(8), head=nn.Linear(8, 5)
-    )
-
-
 @structure("channel 6", "channel 7", args=(IMAGE,))
 def resized_and_pooled() -> nn.Module:
     def forward(self: Any, x: Tensor) -> Tensor:
@@ -240,18 +176,6 @@ def resized_and_pooled() -> nn.Module:
         return self.head(torch.cat([big, F.interpolate(small, size=(6, 6))], 1))
 
     return module(forward, a=conv(4, 6), b=conv(6, 7), head=conv(13, 5))
-
-
-@structure("channel 6~", "channel 9", args=(IMAGE,))
-def standardised_weights() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        for part in (self.a, self.b):
-            w = part.weight
-            mean, var = w.mean((1, 2, 3), keepdim=True), w.var((1, 2, 3), keepdim=True)
-            x = F.conv2d(x, (w - mean) / (var + 1e-5).sqrt(), part.bias, padding=1).relu()
-        return self.head(x)
-
-    return module(forward, a=conv(4, 6), b=conv(6, 9), head=conv(9, 5))
 
 
 @structure("channel 6", "channel 9", args=(IMAGE,))
@@ -349,39 +273,6 @@ def patch_merging() -> nn.Module:
     )
 
 
-@structure("channel 9~", "channel 6~", args=(IMAGE,))
-def extremes_over_channels() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        a, b = self.a(x), self.b(x)
-        gate = torch.cat([a.amax(1, keepdim=True), a.mean(1, keepdim=True)], 1)
-        high, low = b.max(1, keepdim=True).values, b.amin(1, keepdim=True)
-        return self.head(a * self.mix(gate).sigmoid()) + high - low
-
-    return module(forward, a=conv(4, 9), b=conv(4, 6), mix=conv(2, 1), head=conv(9, 5))
-
-
-@structure("channel 6~", "channel 9~", args=(IMAGE,))
-def weight_norm_by_hook() -> nn.Module:
-    import warnings
-
-    def forward(self: Any, x: Tensor) -> Tensor:
-        return self.head(self.b(self.a(x).relu()).relu())
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated, and in many published models
-        a, b = (nn.utils.weight_norm(layer) for layer in (conv(4, 6), conv(6, 9)))
-    return module(forward, a=a, b=b, head=conv(9, 5))
-
-
-@structure("channel 6~", "channel 9~", args=(IMAGE,))
-def weight_norm_by_parametrization() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        return self.head(self.b(self.a(x).relu()).relu())
-
-    a, b = (nn.utils.parametrizations.weight_norm(layer) for layer in (conv(4, 6), conv(6, 9)))
-    return module(forward, a=a, b=b, head=conv(9, 5))
-
-
 @structure("channel 5", "hidden 6", args=(IMAGE,))
 def depth_to_space_by_views() -> nn.Module:
     def forward(self: Any, x: Tensor) -> Tensor:
@@ -463,39 +354,6 @@ def unbatched_convolution() -> nn.Module:
     return module(forward, a=nn.Conv1d(4, 6, 3), b=nn.Conv1d(6, 7, 3), head=nn.Linear(7, 5))
 
 
-@structure("channel 6~", args=(IMAGE,))
-def layer_norm_over_maps() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        x = self.norm(self.a(x))
-        x = F.local_response_norm(self.b(x), 2)
-        return self.head(x)
-
-    return module(
-        forward, a=conv(4, 6), norm=nn.LayerNorm([6, 6, 6]), b=conv(6, 7), head=conv(7, 5)
-    )
-
-
-@structure("channel 2~", "channel 4", "channel 4", "residual 3", "residual 4~", args=(IMAGE,))
-def group_norm_residual() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        x = x + self.b(self.n(self.a(x)).relu())
-        x = x + self.d(self.m(x).relu())
-        return self.head(torch.cat([x, self.e(x)], 1))
-
-    return module(
-        forward,
-        stem=conv(4, 12),
-        a=conv(12, 8),
-        n=nn.GroupNorm(4, 8),
-        b=conv(8, 12),
-        m=nn.GroupNorm(3, 12),
-        d=conv(12, 12),
-        e=conv(12, 4),
-        head=conv(16, 5),
-    )
-
-
 @structure("expert 13~", "residual 6", args=(IMAGE,))
 def codebook() -> nn.Module:
     def forward(self: Any, x: Tensor) -> Tensor:
@@ -543,3 +401,64 @@ def a_width_times_itself() -> nn.Module:
         return self.head((x @ x.transpose(1, 2)).flatten(1) / 36)
 
     return module(forward, stem=conv(4, 6), head=nn.Linear(36, 5))
+
+
+@structure("channel 6", "channel 9", "channel 7", "channel 5", args=(floats(3, 4, 9, 9),))
+def skip_with_crop() -> nn.Module:
+    """A U-Net without padding: the skip is cropped to what comes up, then joined to it."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        high = self.down(x).relu()
+        low = self.deep(F.max_pool2d(high, 2)).relu()
+        up = self.up(low)
+        crop = (high.shape[2] - up.shape[2]) // 2
+        skip = high[:, :, crop : crop + up.shape[2], crop : crop + up.shape[3]]
+        return self.head(self.mix(torch.cat([skip, up], 1)).relu())
+
+    return module(
+        forward,
+        down=nn.Conv2d(4, 6, 2),
+        deep=nn.Conv2d(6, 9, 3),
+        up=nn.ConvTranspose2d(9, 7, 2, stride=2),
+        mix=conv(13, 5),
+        head=conv(5, 3),
+    )
+
+
+@structure("channel 6", "channel 7", "channel 8", "channel 9", "channel 5", args=(IMAGE,))
+def atrous_pyramid() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        pooled = self.pooled(F.adaptive_avg_pool2d(x, 1)).relu()
+        pooled = F.interpolate(pooled, size=x.shape[-2:], mode="bilinear", align_corners=False)
+        return self.head(self.mix(torch.cat([self.a(x), self.b(x), pooled], 1)).relu())
+
+    return module(
+        forward,
+        stem=conv(4, 6),
+        a=conv(6, 7, 1),
+        b=nn.Conv2d(6, 8, 3, padding=2, dilation=2),
+        pooled=conv(6, 9, 1),
+        mix=conv(24, 5),
+        head=conv(5, 3),
+    )
+
+
+@structure("hidden 5", "residual 8", "channel 6", args=(IMAGE, floats(3, 7)))
+def feature_modulation() -> nn.Module:
+    """FiLM: a vector scales and shifts the channels of an image."""
+
+    def forward(self: Any, x: Tensor, c: Tensor) -> Tensor:
+        scale, shift = self.film(self.embed(c).relu()).view(-1, 2, 8).unbind(1)
+        x = self.norm(self.stem(x)) * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
+        return self.head(self.mix(x.relu()).relu())
+
+    return module(
+        forward,
+        stem=conv(4, 8),
+        norm=nn.BatchNorm2d(8, affine=False),
+        embed=nn.Linear(7, 5),
+        film=nn.Linear(5, 16),
+        mix=conv(8, 6),
+        head=conv(6, 3),
+    )

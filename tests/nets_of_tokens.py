@@ -142,62 +142,12 @@ def token_mixer() -> nn.Module:
     )
 
 
-@structure("residual 10~", "hidden 9", args=(TOKENS,))
-def rms_norm() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        x = x + self.second(self.first(self.norm(x)).relu())
-        return self.head(x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * self.scale)
-
-    return module(
-        forward,
-        stem=nn.Linear(8, 10),
-        norm=nn.RMSNorm(10),
-        first=nn.Linear(10, 9),
-        second=nn.Linear(9, 10),
-        scale=weight(10),
-        head=nn.Linear(10, 5),
-    )
-
-
-@structure("hidden 10~", "hidden 6~", "hidden 9~", args=(TOKENS,))
-def statistics_by_hand() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        a = self.a(x)
-        var, mean = torch.var_mean(a, -1, keepdim=True)
-        b = self.b((a - mean) / (var + 1e-5).sqrt())
-        b = b - b.logsumexp(-1, keepdim=True)
-        c = self.c(b)
-        return self.head(c / c.std(-1, keepdim=True).clamp_min(1e-3))
-
-    return module(
-        forward, a=nn.Linear(8, 10), b=nn.Linear(10, 6), c=nn.Linear(6, 9), head=nn.Linear(9, 5)
-    )
-
-
-@structure("hidden 10~", "hidden 9~", args=(TOKENS,))
-def unit_vectors() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        x = F.normalize(self.b(F.normalize(self.a(x), dim=-1)), dim=2)
-        return 5 * F.linear(x, F.normalize(self.prototypes, dim=1))
-
-    return module(forward, a=nn.Linear(8, 10), b=nn.Linear(10, 9), prototypes=weight(5, 9))
-
-
 @structure("hidden 9", args=(TOKENS,))
 def cosine_similarity() -> nn.Module:
     def forward(self: Any, x: Tensor) -> Tensor:
         return F.cosine_similarity(self.a(x)[:, :, None], self.b(x)[:, None], dim=-1)
 
     return module(forward, a=nn.Linear(8, 9), b=nn.Linear(8, 9))
-
-
-@structure("hidden 9~", "hidden 10~", args=(TOKENS,))
-def softmax_over_channels() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        return self.head(self.b(self.a(x).softmax(-1)).log_softmax(2).exp())
-
-    return module(forward, a=nn.Linear(8, 9), b=nn.Linear(9, 10), head=nn.Linear(10, 5))
 
 
 @structure("hidden 12", args=(IDS,))
@@ -225,69 +175,6 @@ def embedding_with_padding() -> nn.Module:
         places=nn.Embedding(20, 9),
         head=nn.Linear(9, 5),
     )
-
-
-@structure("hidden 6", "hidden 7", args=(TOKENS,))
-def lstm_in_two_directions() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        x, (last, _) = self.lstm(self.stem(x))
-        return self.head(x) + self.tail(last[-1])[:, None]
-
-    return module(
-        forward,
-        stem=nn.Linear(8, 7),
-        head=nn.Linear(12, 5),
-        tail=nn.Linear(6, 5),
-        lstm=nn.LSTM(7, 6, 2, bidirectional=True, batch_first=True),
-    )
-
-
-@structure("hidden 6", "hidden 9", args=(TOKENS,))
-def gru_and_rnn() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        x, _ = self.gru(x.transpose(0, 1))
-        x, last = self.rnn(x)
-        return self.head(x.transpose(0, 1)) + self.head(last[-1]).unsqueeze(1)
-
-    return module(forward, gru=nn.GRU(8, 6, 2, bias=False), rnn=nn.RNN(6, 9), head=nn.Linear(9, 5))
-
-
-@structure("hidden 9", "hidden 6", args=(TOKENS,), other=floats(3, 4))
-def several_inputs_and_outputs() -> nn.Module:
-    def forward(self: Any, x: Tensor, other: Tensor) -> tuple[Tensor, list[Tensor]]:
-        a = self.a(x).relu() * self.b(other)[:, None]
-        c = self.c(a).relu()
-        return self.head(c), [self.side(a), c.sum(-1)]
-
-    return module(
-        forward,
-        a=nn.Linear(8, 9),
-        b=nn.Linear(4, 9),
-        c=nn.Linear(9, 6),
-        head=nn.Linear(6, 5),
-        side=nn.Linear(9, 3),
-    )
-
-
-@structure("hidden 9", args=({"tokens": TOKENS, "scale": floats(3, 1, 1)},))
-def dicts_in_and_out() -> nn.Module:
-    def forward(self: Any, batch: dict[str, Tensor]) -> dict[str, Any]:
-        x = self.a(batch["tokens"]).relu() * batch["scale"]
-        return {"logits": self.head(x), "more": {"sum": x.sum(-1)}, "none": None}
-
-    return module(forward, a=nn.Linear(8, 9), head=nn.Linear(9, 5))
-
-
-@structure("hidden 9", args=(TOKENS,))
-def model_output() -> nn.Module:
-    from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-    def forward(self: Any, x: Tensor) -> BaseModelOutputWithPooling:
-        x = self.a(x).relu()
-        y = self.head(x)
-        return BaseModelOutputWithPooling(last_hidden_state=y, pooler_output=y[:, 0])
-
-    return module(forward, a=nn.Linear(8, 9), head=nn.Linear(9, 5))
 
 
 @structure("residual 12", "hidden 3", "other 2", args=(TOKENS,))
@@ -404,16 +291,6 @@ def generated_weights() -> nn.Module:
     return module(forward, make=nn.Linear(8, 54), stem=nn.Linear(8, 9), head=nn.Linear(6, 5))
 
 
-@structure("hidden 9", args=(TOKENS,))
-def spectral_norm() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        return self.head(self.a(x).relu())
-
-    return module(
-        forward, a=nn.utils.parametrizations.spectral_norm(nn.Linear(8, 9)), head=nn.Linear(9, 5)
-    )
-
-
 @structure("hidden 2~", "hidden 9", args=(TOKENS,))
 def maxout() -> nn.Module:
     def forward(self: Any, x: Tensor) -> Tensor:
@@ -421,41 +298,6 @@ def maxout() -> nn.Module:
         return self.head(y.view(*y.shape[:-1], 9, 2).amax(-1))
 
     return module(forward, up=nn.Linear(8, 18), head=nn.Linear(9, 5))
-
-
-@structure("head-dim 4~", "head-dim 5~", args=(TOKENS,))
-def view_of_a_view_written() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        y = self.up(x)
-        flat = y.view(-1, 9)
-        pick = y[..., :4]
-        y.add_(1.0)
-        flat.mul_(self.scale)
-        return (
-            self.head(pick.relu())
-            + self.tail(flat.view(-1, 7, 9))
-            + (y @ y.transpose(1, 2)).sum(-1, keepdim=True)
-        )
-
-    return module(
-        forward, up=nn.Linear(8, 9), scale=weight(9), head=nn.Linear(4, 5), tail=nn.Linear(9, 5)
-    )
-
-
-@structure("residual 9", args=(TOKENS,))
-def buffer_counter() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        self.calls.add_(1)
-        self.mean.lerp_(self.up(x).mean((0, 1)).detach(), 0.1)
-        return self.head(self.up(x) - self.mean)
-
-    return module(
-        forward,
-        up=nn.Linear(8, 9),
-        calls=torch.zeros(()),
-        mean=torch.zeros(9),
-        head=nn.Linear(9, 5),
-    )
 
 
 @structure("hidden 9", args=(floats(3, 5), torch.tensor([[0, 1, 2, 2], [1, 2, 0, 1]])))
@@ -520,62 +362,6 @@ def slimmable_weight() -> nn.Module:
     return module(forward, w=weight(10, 8), b=weight(10), o=weight(5, 10))
 
 
-@structure("hidden 10~", "hidden 6~", args=(TOKENS,))
-def norm_over_a_concat() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        y = torch.cat([self.a(x), self.b(x), x[..., :2]], -1)
-        return self.head(self.norm(y)) + self.tail(y.softmax(-1))
-
-    return module(
-        forward,
-        a=nn.Linear(8, 6),
-        b=nn.Linear(8, 10),
-        norm=nn.LayerNorm(18),
-        head=nn.Linear(18, 5),
-        tail=nn.Linear(18, 5),
-    )
-
-
-@structure("hidden 10", "hidden 6", "hidden 9", args=(TOKENS,))
-def regions_without_grad() -> nn.Module:
-    import torch.utils.checkpoint
-
-    def forward(self: Any, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            y = self.a(x).relu()
-        y = torch.utils.checkpoint.checkpoint(lambda t: self.b(t).relu(), y, use_reentrant=False)
-        with torch.autocast("cpu", enabled=False):
-            y = self.c(y)
-        return self.head(y)
-
-    return module(
-        forward, a=nn.Linear(8, 9), b=nn.Linear(9, 10), c=nn.Linear(10, 6), head=nn.Linear(6, 5)
-    )
-
-
-@structure("hidden 9", args=(TOKENS,))
-def input_written_in_place() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        x += 1
-        return self.head(self.a(x).relu_().clamp_(max=2.0)), self.head.bias
-
-    return module(forward, a=nn.Linear(8, 9), head=nn.Linear(9, 5))
-
-
-@structure("hidden 3~", "hidden 4~", args=(TOKENS,))
-def moments_over_products() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        y = self.up(x).view(-1, 7, 3, 4)
-        y = y - y.mean((2, 3), keepdim=True)
-        y = y / (y.square().mean((-2, -1), keepdim=True) + 1e-5).sqrt()
-        z = y.flatten(2)
-        return (
-            self.head(F.layer_norm(z, (12,))) + z.sum(-1, keepdim=True) + z.amax(-1, keepdim=True)
-        )
-
-    return module(forward, up=nn.Linear(8, 12), head=nn.Linear(12, 5))
-
-
 @structure("hidden 2", "hidden 3", args=(TOKENS,))
 def split_singles_and_uneven_chunks() -> nn.Module:
     def forward(self: Any, x: Tensor) -> Tensor:
@@ -605,16 +391,14 @@ def tensordot_and_inner() -> nn.Module:
     )
 
 
-@structure("hidden 7", args=(TOKENS,))
-def op_without_a_rule() -> nn.Module:
+@structure("residual 9", args=(TOKENS,))
+def highway() -> nn.Module:
     def forward(self: Any, x: Tensor) -> Tensor:
-        spectrum = torch.fft.rfft(self.mixed(x), dim=1).abs()
-        return self.head(spectrum) + self.tail(self.free(x).relu()).sum(1, keepdim=True)
+        x = self.stem(x)
+        for body, gate in ((self.a, self.s), (self.b, self.t)):
+            share = gate(x).sigmoid()
+            x = share * body(x).relu() + (1 - share) * x
+        return self.head(x)
 
-    return module(
-        forward,
-        mixed=nn.Linear(8, 9),
-        head=nn.Linear(9, 5),
-        free=nn.Linear(8, 7),
-        tail=nn.Linear(7, 5),
-    )
+    made = {name: nn.Linear(9, 9) for name in "asbt"}
+    return module(forward, stem=nn.Linear(8, 9), head=nn.Linear(9, 5), **made)

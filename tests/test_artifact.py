@@ -1,9 +1,7 @@
-"""The artifact: what is written, loaded, checked and refused."""
+"""The artifact: what is written, where, and what is loaded from it."""
 
 from __future__ import annotations
 
-import dataclasses
-import io
 import json
 import pathlib
 import pickle
@@ -12,96 +10,22 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from saved import ROWS, Saved, compress, kept_in
 from tiny_models import (
     IDS,
     IMAGES,
     BakedSize,
     SmallCnn,
-    TwoOutputs,
     small_cnn,
     tiny_bert,
     tiny_llama,
 )
-from torch import Tensor, nn
+from torch import nn
 
 from prunec import compiler, passes
-from prunec.compiler import Plan, Result, Target
-from prunec.compiler.artifact.check import check_artifact, prove_artifact
-from prunec.compiler.artifact.save import checksum
-from prunec.compiler.errors import ArtifactError, ExportError, PlanError
-
-ROWS = torch.randn(4, 8, generator=torch.Generator().manual_seed(3))
-
-
-def compress(model: nn.Module, *args: Any, **options: Any) -> Result:
-    target = options.pop("target", Target(width=0.5))
-    return compiler.compile(model, args, target=target, measure=False, **options)
-
-
-@dataclasses.dataclass(frozen=True)
-class Saved:
-    """A result and the artifact it was saved as; made once, never written to."""
-
-    result: Result
-    place: pathlib.Path
-
-
-@pytest.fixture(scope="module")
-def cnn(tmp_path_factory: pytest.TempPathFactory) -> Saved:
-    result = compress(small_cnn(), IMAGES)
-    return Saved(result, result.save(tmp_path_factory.mktemp("cnn") / "small"))
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Saved:
-    result = compress(tiny_llama(), kwargs={"input_ids": IDS})
-    return Saved(result, result.save(tmp_path_factory.mktemp("llama") / "small"))
-
-
-@pytest.fixture(scope="module")
-def baked(tmp_path_factory: pytest.TempPathFactory) -> Saved:
-    torch.manual_seed(0)
-    result = compress(BakedSize().eval(), ROWS)
-    return Saved(result, result.save(tmp_path_factory.mktemp("baked") / "small"))
-
-
-@pytest.fixture
-def own_copy(cnn: Saved, tmp_path: pathlib.Path) -> pathlib.Path:
-    """A copy of the CNN's artifact to damage."""
-    place = tmp_path / "copy"
-    place.mkdir()
-    for path in cnn.place.iterdir():
-        (place / path.name).write_bytes(path.read_bytes())
-    return place
-
-
-def edit_manifest(place: pathlib.Path, **changes: Any) -> None:
-    path = place / "prunec.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def fix_checksum(place: pathlib.Path, name: str) -> None:
-    sums = json.loads((place / "prunec.json").read_text())["checksums"]
-    edit_manifest(place, checksums=sums | {name: checksum(place / name)})
-
-
-def change_weights(place: pathlib.Path, name: str) -> None:
-    """Rewrite one stored tensor, with its checksum made to fit."""
-    from safetensors import safe_open
-
-    path = place / "weights.safetensors"
-    tensors = load_file(path)
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-    tensors[name] = tensors[name] + 0.5
-    save_file(tensors, path, metadata=metadata)
-    fix_checksum(place, path.name)
-
-
-def kept_in(place: pathlib.Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in place.iterdir()}
-
+from prunec.compiler.artifact.check import check_artifact
+from prunec.compiler.errors import ArtifactError, ExportError
 
 # Save and load.
 
@@ -299,84 +223,6 @@ def test_export_falls_back_to_the_graph(
     assert tried == [result.model, result.graph_module]
 
 
-# Damage.
-
-
-def test_altered_file_is_named(own_copy: pathlib.Path) -> None:
-    path = own_copy / "plan.json"
-    path.write_text(path.read_text() + " ")
-    with pytest.raises(ArtifactError, match=r"plan\.json was altered"):
-        compiler.load(own_copy, model=SmallCnn())
-
-
-def test_missing_file_is_named(own_copy: pathlib.Path) -> None:
-    (own_copy / "weights.safetensors").unlink()
-    with pytest.raises(ArtifactError, match=r"incomplete: weights\.safetensors is missing"):
-        compiler.load(own_copy)
-
-
-def test_other_format_version_is_refused(own_copy: pathlib.Path) -> None:
-    edit_manifest(own_copy, format=2)
-    with pytest.raises(ArtifactError, match="format 2; this prunec reads 1"):
-        compiler.load(own_copy)
-
-
-@pytest.mark.parametrize("text", ["", "[1]", "3", "{", '{"format": 1}'])
-def test_damaged_manifest_is_refused(own_copy: pathlib.Path, text: str) -> None:
-    (own_copy / "prunec.json").write_text(text)
-    with pytest.raises(ArtifactError, match=r"damaged|format None"):
-        compiler.load(own_copy)
-
-
-def test_directory_that_is_no_artifact_is_refused(tmp_path: pathlib.Path) -> None:
-    for place in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(ArtifactError, match="is no prunec artifact"):
-            compiler.load(place)
-
-
-def test_class_outside_transformers_is_never_imported(own_copy: pathlib.Path) -> None:
-    (own_copy / "config.json").write_text("{}")
-    edit_manifest(own_copy, **{"class": "antigravity.Net"})
-    assert torch.is_tensor(compiler.load(own_copy)(IMAGES))
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "transformers.nowhere.Model",
-        "transformers.models.bert.configuration_bert.BertConfig",
-        "transformers.models.bert.modeling_bert.Nothing",
-    ],
-)
-def test_class_that_transformers_does_not_have_is_refused(
-    own_copy: pathlib.Path, name: str
-) -> None:
-    (own_copy / "config.json").write_text("{}")
-    edit_manifest(own_copy, **{"class": name})
-    with pytest.raises(ArtifactError, match="install the version"):
-        compiler.load(own_copy)
-
-
-def test_fresh_model_of_other_shapes_is_refused(cnn: Saved) -> None:
-    model = SmallCnn()
-    model.first = nn.Conv2d(3, 20, 3)
-    with pytest.raises(PlanError, match=r"expects 'first\.weight' of shape \[16, 3, 3, 3\]"):
-        compiler.load(cnn.place, model=model)
-    model = SmallCnn()
-    model.head = nn.Linear(24, 7)
-    with pytest.raises((PlanError, ArtifactError), match="original shapes"):
-        compiler.load(cnn.place, model=model)
-    with pytest.raises(PlanError, match="does not have"):
-        compiler.load(cnn.place, model=TwoOutputs())
-
-
-def test_fresh_model_with_a_tensor_that_is_not_stored_is_refused(cnn: Saved) -> None:
-    model = SmallCnn()
-    model.extra = nn.Linear(2, 2)
-    with pytest.raises(ArtifactError, match=r"no tensor 'extra\.weight'"):
-        compiler.load(cnn.place, model=model)
-
-
 # Where it is written.
 
 
@@ -452,125 +298,3 @@ def test_masked_model_is_not_saved(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ArtifactError, match="put SparseToDense into the pipeline"):
         manager.run(graph).save(tmp_path / "masked")
     assert list(tmp_path.iterdir()) == []
-
-
-# Checks.
-
-
-def test_artifact_checks_out_without_the_original(cnn: Saved, llama: Saved, baked: Saved) -> None:
-    names: dict[str, list[str]] = {}
-    for saved in (cnn, llama, baked):
-        checks = check_artifact(saved.place)
-        assert all(c.passed for c in checks)
-        names[saved.result.report.model] = [c.name for c in checks if not c.skipped]
-    assert names == {
-        "SmallCnn": ["checksums"],
-        "LlamaForCausalLM": ["checksums", "module == graph"],
-        "BakedSize": ["checksums"],
-    }
-
-
-def test_artifact_of_some_outputs_checks_out(tmp_path: pathlib.Path) -> None:
-    model = tiny_bert(output_hidden_states=True)
-    call = {"kwargs": {"input_ids": IDS}, "outputs": "logits", "target": Target(params=0.5)}
-    place = compress(model, **call).save(tmp_path / "some")
-    assert [c.name for c in check_artifact(place) if c.passed] == ["checksums", "module == graph"]
-    checks = prove_artifact(place, model, (), {"input_ids": IDS})
-    assert all(c.passed for c in checks)
-
-
-def test_artifact_is_proved_on_the_original(cnn: Saved, baked: Saved) -> None:
-    torch.manual_seed(0)
-    for saved, model, x in ((cnn, small_cnn(), IMAGES), (baked, BakedSize().eval(), ROWS)):
-        model.load_state_dict(saved.result.source.state_dict())
-        checks = {c.name: c for c in prove_artifact(saved.place, model, (x,), {})}
-        assert checks.keys() >= {"zero mask", "permutation", "stored weights == cut weights"}
-        assert all(c.passed and not c.skipped for c in checks.values())
-
-
-def test_proof_fails_on_changed_weights(own_copy: pathlib.Path) -> None:
-    change_weights(own_copy, "head.weight")
-    checks = {c.name: c for c in prove_artifact(own_copy, small_cnn(), (IMAGES,), {})}
-    assert not checks["stored weights == cut weights"].passed
-    assert checks["zero mask"].passed
-
-
-def test_proof_fails_on_another_original(cnn: Saved) -> None:
-    other = small_cnn()
-    with torch.no_grad():
-        other.second.weight.neg_()
-    checks = {c.name: c for c in prove_artifact(cnn.place, other, (IMAGES,), {})}
-    assert not checks["stored weights == cut weights"].passed
-    torch.manual_seed(0)
-    with pytest.raises(PlanError, match="no prunable dimension"):
-        prove_artifact(cnn.place, BakedSize().eval(), (ROWS,), {})
-
-
-def test_proof_says_that_trained_weights_are_not_compared(tmp_path: pathlib.Path) -> None:
-    result = compress(
-        small_cnn(), IMAGES, train=[IMAGES], options={"distill": {"steps": 1, "progress": False}}
-    )
-    place = result.save(tmp_path / "trained")
-    checks = {c.name: c for c in prove_artifact(place, small_cnn(), (IMAGES,), {})}
-    assert checks["stored weights"].skipped == "trained since the cut"
-    assert all(c.passed for c in checks.values())
-
-
-# Plans.
-
-
-def test_plan_applies_to_a_fresh_model_of_the_same_class(cnn: Saved) -> None:
-    plan = Plan.from_json(cnn.result.plan.to_json())
-    fresh = small_cnn()
-    small = plan.apply(fresh)
-    assert isinstance(small, SmallCnn)
-    assert torch.equal(small(IMAGES), cnn.result.model(IMAGES))
-    assert fresh.first.out_channels == 16
-
-
-def test_plan_of_a_graph_applies_to_a_fresh_model(baked: Saved) -> None:
-    plan = Plan.from_json(baked.result.plan.to_json())
-    torch.manual_seed(0)
-    fresh = BakedSize().eval()
-    with pytest.raises(PlanError, match="give example inputs"):
-        plan.apply(fresh)
-    small = plan.apply(fresh, (ROWS,))
-    assert torch.equal(small(ROWS), baked.result.model(ROWS))
-    assert fresh.first.out_features == 12
-
-
-class BakedOutputs(TwoOutputs):
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        features = torch.relu(self.body(x)).reshape(-1, 16)
-        return {"logits": self.head(features), "features": features}
-
-
-def test_plan_of_some_outputs_applies_to_a_fresh_model() -> None:
-    torch.manual_seed(0)
-    model = BakedOutputs().eval()
-    result = compress(model, ROWS, outputs="logits")
-    assert result.plan.backend == "graph"
-    plan = Plan.from_json(result.plan.to_json())
-    assert plan.outputs == ["logits"]
-    assert torch.equal(plan.apply(model, (ROWS,))(ROWS), result.model(ROWS))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "not a plan"),
-        ("[]", "not a plan"),
-        ("{}", "not a plan"),
-        ('{"version": 9}', "version 9; this prunec reads version 1"),
-        ('{"version": 1}', "damaged"),
-    ],
-)
-def test_text_that_is_no_plan_is_refused(text: str, message: str) -> None:
-    with pytest.raises(PlanError, match=message):
-        Plan.from_json(text)
-
-
-def test_plan_survives_json(cnn: Saved) -> None:
-    text = cnn.result.plan.to_json()
-    assert Plan.from_json(text).to_json() == text
-    assert io.StringIO(text).read().startswith("{")

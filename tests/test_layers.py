@@ -21,7 +21,7 @@ LAYERS = (
     ("ir",),
     ("inference",),
     ("rules",),
-    ("capture",),
+    ("capture", "inputs"),
     ("rewrite",),
     ("verify",),
     ("emit",),

@@ -14,7 +14,7 @@ import transformers
 from torch import nn
 
 from prunec.compiler.errors import SourceError
-from prunec.compiler.sources.example_inputs import example_inputs
+from prunec.compiler.inputs.example_inputs import example_inputs
 from prunec.compiler.sources.model import Source, resolve_model
 
 TINY: dict[str, Any] = {

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..capture.capture import identity, program_of
+from ..capture.program import identity, program_of
 from ..emit.leaf_modules import LeafSpec, emit_graph_module
 from ..emit.replay import replay, tensors_by_name
 from ..errors import ArtifactError

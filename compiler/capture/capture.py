@@ -6,17 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch.utils._pytree as pytree
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from .. import rules as rules  # fills the op table
-from ..errors import CaptureError
+from ..errors import CaptureError, SourceError
 from ..inference.graph import Graph
-from ..ir.program import Program, is_symbolic
+from ..inputs.example_inputs import example_inputs
 from .cache import without_cache
+from .eval_mode import eval_mode
 from .examples import distinct, widen
 from .export import export
-from .inline import drop_unused, inline_regions, strip_asserts
+from .inline import drop_unused
 from .outputs import select_outputs
+from .program import program_of
+from .side_branches import side_branches
 from .strided import without_strides
 
 
@@ -28,32 +31,33 @@ def capture(
     dynamic_shapes: Any = None,
     outputs: Sequence[str | int] | str | int | None = None,
     untie_tables: bool = False,
+    mode: str = "auto",
 ) -> Graph:
     """Capture a model as a graph with its dimensions inferred.
 
-    `args`, `kwargs`: example inputs of forward; a batch of 1 is widened to 3. `dynamic_shapes`: as
+    `args`, `kwargs`: example inputs of forward; a batch of 1 is widened to 3; without any tensor, a
+    transformers model's are made from its configuration. `dynamic_shapes`: as
     torch.export takes them; by default the batch (and token) axes are left dynamic where the model
     allows. `outputs`: keys, dotted paths or indices of the outputs that matter; the graph returns
-    those, and only those block what they touch. `untie_tables`: where several modules read one
-    table (rotary embeddings), each selects its own entries, so that their widths are independent;
-    by default they are tied, which the user's class can express. The model is captured as it runs
-    in eval mode and is not changed. Raises CaptureError with the construct and the remedy.
+    those, and only those block what they touch. The model is captured as it runs in eval mode and
+    is not changed. `untie_tables`: where several modules read one table (rotary embeddings), each
+    selects its own entries, so that their widths are independent; by default they are tied, which
+    the user's class can express. `mode`: "auto" also captures, in train mode, branches with
+    parameters that eval mode hides (auxiliary heads), so that they follow the widths they read;
+    "eval" does not. Raises CaptureError with the construct and the remedy.
     """
+    if mode not in ("auto", "eval"):
+        raise CaptureError(f"mode is 'auto' or 'eval', not {mode!r}.")
     if not isinstance(model, nn.Module):
         raise CaptureError(f"capture needs an nn.Module, not a {type(model).__name__}.")
     if isinstance(args, Tensor):
         args = (args,)
-    call = distinct(tuple(args or ()), {**without_cache(model), **(kwargs or {})})
+    own, given = _example(model, tuple(args or ()), dict(kwargs or {}))
+    call = distinct(own, {**without_cache(model), **given})
     if dynamic_shapes is None:
         call = widen(*call)
-    training = {m: m.training for m in model.modules()}
-    try:
-        for m in training:
-            m.training = False
+    with eval_mode(model):
         exported, how = export(model, *call, dynamic_shapes)
-    finally:
-        for m, mode in training.items():
-            m.training = mode
     program = program_of(model, exported, *call, how)
     if "draft" in how:
         program.notes.append(
@@ -67,101 +71,22 @@ def capture(
         drop_unused(program.graph)
     used = {str(n.target) for n in program.graph.nodes if n.op == "get_attr"}
     program.tensors = {name: t for name, t in program.tensors.items() if name in used}
-    return Graph(program, outputs, untie_tables)
+    sides = side_branches(model, call, program, mode == "auto")
+    return Graph(program, outputs, sides, untie_tables)
 
 
-def program_of(
-    model: nn.Module, exported: Any, args: tuple[Any, ...], kwargs: dict[str, Any], how: str
-) -> Program:
-    """The Program of an ExportedProgram; `model` is where tied names are looked up."""
-    module = _unlifted(exported)
-    inline_regions(module)
-    graph = module.graph
-    strip_asserts(graph)
-    drop_unused(graph)
-    tensors, aliases = _tensors(model, module, graph)
-    info = graph._codegen.pytree_info  # type: ignore[attr-defined]
-    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
-    dynamic = any(
-        is_symbolic(s) for n in placeholders for s in getattr(n.meta.get("val"), "shape", ())
-    )
-    bare = fx.Graph()
-    mapping: dict[fx.Node, fx.Node] = {}
-    result = bare.graph_copy(graph, mapping)
-    bare.output(
-        tuple(pytree.tree_leaves(result)) if isinstance(result, (tuple, list)) else (result,)
-    )
-    return Program(
-        graph=bare,
-        tensors=tensors,
-        aliases=aliases,
-        source=model,
-        args=args,
-        kwargs={name: kwargs[name] for name in info.in_spec.children()[1].context or ()},
-        in_spec=info.in_spec,
-        out_spec=info.out_spec,
-        argument_names=list(info.orig_args),
-        bodies={
-            str(n.target): body
-            for n in bare.nodes
-            if n.op == "get_attr"
-            and isinstance(body := _attribute(module, str(n.target)), nn.Module)
-        },
-        dynamic=dynamic,
-        how=how,
-    )
-
-
-def _unlifted(exported: Any) -> fx.GraphModule:
+def _example(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The call as given; one of flags only is completed from the model's configuration."""
+    tensors = any(isinstance(x, Tensor) for x in pytree.tree_leaves(kwargs))
+    if args or tensors or not hasattr(getattr(model, "config", None), "to_dict"):
+        return args, kwargs
     try:
-        return exported.module(check_guards=False)
-    except TypeError:  # torch 2.9 has no guards to leave out
-        return exported.module()
-
-
-def _tensors(
-    model: nn.Module, module: fx.GraphModule, graph: fx.Graph
-) -> tuple[dict[str, Tensor], dict[str, tuple[str, ...]]]:
-    """Tensors by name, each once; get_attr nodes are redirected to that name."""
-    names: dict[tuple[Any, ...], str] = {}
-    tensors: dict[str, Tensor] = {}
-    for node in graph.nodes:
-        if node.op != "get_attr":
-            continue
-        value = _attribute(module, str(node.target))
-        if not isinstance(value, Tensor):
-            continue
-        key = identity(value)
-        name = names.setdefault(key, str(node.target))
-        tensors.setdefault(name, value)
-        node.target = name
-    known = {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
-    others: dict[str, list[str]] = {}
-    for name, value in known.items():
-        canonical = names.get(identity(value))
-        if canonical is not None and canonical != name:
-            others.setdefault(canonical, []).append(name)
-    return tensors, {name: tuple(found) for name, found in others.items()}
-
-
-def identity(tensor: Tensor) -> tuple[Any, ...]:
-    """A key that tied tensors share: the same object, or the same view of the same storage."""
-    if tensor.device.type == "meta" or tensor.numel() == 0:
-        return (id(tensor),)
-    return (
-        tensor.untyped_storage().data_ptr(),
-        tensor.storage_offset(),
-        tuple(tensor.shape),
-        tensor.stride(),
-        tensor.dtype,
-    )
-
-
-def _attribute(module: nn.Module, target: str) -> Any:
-    value: Any = module
-    for part in target.split("."):
-        value = getattr(value, part)
-    return value
+        _, made = example_inputs(model)
+    except SourceError as error:
+        raise CaptureError(
+            f"no example inputs were given, and none could be made: {str(error).split(': give')[0]}"
+            f"; pass args or kwargs on which {type(model).__name__} runs."
+        ) from error
+    return (), {**made, **kwargs}

@@ -123,12 +123,14 @@ def strip_asserts(graph: fx.Graph) -> None:
 
 
 def drop_unused(graph: fx.Graph) -> None:
-    """Remove nodes without users that have no effect (in-place ops and inputs stay)."""
+    """Remove nodes without users that have no effect (in-place ops and inputs stay, and what
+    enters and leaves vmap)."""
     for node in reversed(list(graph.nodes)):
         if node.users or node.op in ("placeholder", "output"):
             continue
         schema = getattr(node.target, "_schema", None)
         if schema is not None and schema.is_mutable:
             continue
-        if node.op in ("get_attr", "call_function"):
+        entry = str(getattr(node.target, "__module__", "")).startswith("torch._functorch")
+        if node.op in ("get_attr", "call_function") and not entry:
             graph.erase_node(node)

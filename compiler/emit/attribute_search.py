@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .baked_sizes import Decision
 from .replay import holder
@@ -21,11 +21,13 @@ Choice = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a trial gave: the error; where it raised, the class and one line that says so."""
+    """What a trial gave: the error; where it raised, the class, one line that says so, and the
+    user's line as `file.py:12`."""
 
     error: float
     owner: str = ""
     text: str = ""
+    line: str = ""
 
 
 class AttributeSearch:
@@ -37,11 +39,13 @@ class AttributeSearch:
         decisions: Sequence[Decision],
         compare: Callable[[nn.Module], float],
         tolerance: float,
+        trials: int = MAX_TRIALS,
     ) -> None:
         self.module = module
         self.decisions = decisions
         self.compare = compare
         self.tolerance = tolerance
+        self.trials = trials
         self.outcomes: dict[Choice, Outcome] = {}
         self.before = {
             place: getattr(*holder(module, *place), _ABSENT)
@@ -93,7 +97,9 @@ class AttributeSearch:
         found: Changes = {}
         for (path, name), new in self._values(choice).items():
             old = self.before[path, name]
-            found.setdefault(path, {})[name] = [None if old is _ABSENT else plain(old), plain(new)]
+            if not isinstance(new, Tensor):  # a tensor is no attribute
+                old = None if old is _ABSENT else plain(old)
+                found.setdefault(path, {})[name] = [old, plain(new)]
         return found
 
     def _values(self, choice: Choice) -> dict[tuple[str, str], Any]:
@@ -107,7 +113,7 @@ class AttributeSearch:
         for choice in self._neighbours(base):
             if choice in self.outcomes:
                 continue
-            if len(self.outcomes) >= MAX_TRIALS:
+            if len(self.outcomes) >= self.trials:
                 return None
             if self.agrees(choice) or _progress(self.outcomes[base], self.outcomes[choice]):
                 return choice
@@ -136,11 +142,12 @@ def _progress(old: Outcome, new: Outcome) -> bool:
     return new.error < 0.5 * old.error
 
 
-def _where(error: BaseException) -> tuple[str, str]:
-    """The class of the user's module that raised, and one line: where, and what was said."""
+def _where(error: BaseException) -> tuple[str, str, str]:
+    """The class of the user's module that raised; one line: where, and what was said; the user's
+    line."""
     said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     said = said or type(error).__name__
-    owner, place = "", ""
+    owner, place, line = "", "", ""
     trace = error.__traceback__
     while trace is not None:
         frame = trace.tb_frame
@@ -149,6 +156,7 @@ def _where(error: BaseException) -> tuple[str, str]:
         if isinstance(own, nn.Module) and not library:
             owner = type(own).__qualname__
             file = frame.f_code.co_filename.replace("\\", "/").rpartition("/")[2]
-            place = f"{frame.f_code.co_qualname} at {file}:{trace.tb_lineno}: "
+            line = f"{file}:{trace.tb_lineno}"
+            place = f"{frame.f_code.co_qualname} at {line}: "
         trace = trace.tb_next
-    return owner, f"{place}{said[:200]}"
+    return owner, f"{place}{said[:200]}", line

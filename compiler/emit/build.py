@@ -10,9 +10,17 @@ from torch import fx, nn
 from ..inference.graph import Graph
 from ..ir.program import Program
 from ..rewrite.slicing import Kept
-from ..verify.backends import back_end_tolerance, example_calls, module_error, reference_outputs
-from .leaf_modules import emit_graph_module, leaf_specs
-from .module_backend import build_module
+from ..verify.backends import (
+    back_end_tolerance,
+    example_calls,
+    module_error,
+    reference_outputs,
+    training_break,
+)
+from .functional_dropout import as_module, dropout_rates
+from .leaf_modules import OWN_MODULE, emit_graph_module, leaf_specs
+from .leaf_table import describe
+from .module_backend import ModuleResult, build_module
 
 
 @dataclasses.dataclass
@@ -28,6 +36,7 @@ class Dense:
     module: nn.Module | None
     module_reason: str
     leaves: dict[str, Any] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def model(self) -> nn.Module:
@@ -35,14 +44,16 @@ class Dense:
         return self.module if self.module is not None else self.graph_module
 
 
-def emit(graph: Graph, program: Program, kept: Kept) -> tuple[Dense, dict[str, dict[str, Any]]]:
+def emit(
+    graph: Graph, program: Program, kept: Kept, trainable: bool = True
+) -> tuple[Dense, ModuleResult]:
     """The dense model as a graph module and, where it agrees with that, as the user's own class.
 
-    `kept`: what the program was rewritten with. Returns it with the attributes that the module back
-    end changed. The two share parameters.
+    `kept`: what the program was rewritten with. `trainable`: where the graph is all there is, bring
+    functional dropout back (which captures the model once more). Returns it with what the module
+    back end changed. The two share parameters.
     """
     leaves = leaf_specs(graph.source, graph.program)
-    graph_module = emit_graph_module(program, leaves)
     calls = example_calls(graph)
     expected = reference_outputs(program, calls)
     built = build_module(
@@ -52,5 +63,15 @@ def emit(graph: Graph, program: Program, kept: Kept) -> tuple[Dense, dict[str, d
         lambda module: module_error(program, module, calls, expected),
         back_end_tolerance(program),
     )
-    dense = Dense(program, graph_module, built.module, built.reason, leaves)
-    return dense, built.attributes
+    if built.module is not None and (why := training_break(program, built.module, calls[0])):
+        built = ModuleResult(None, {}, f"the module breaks in train mode: {why}", built.scales)
+    rates, note = dropout_rates(graph) if built.module is None and trainable else ({}, "")
+    modules = {n.name: as_module(n, rates[n.name]) for n in program.graph.nodes if n.name in rates}
+    # after scales were moved into weights
+    graph_module = emit_graph_module(program, leaves, modules=modules)
+    for name, layer in graph_module.named_children():
+        spec = describe(layer, name) if name.startswith(OWN_MODULE) else None
+        if spec is not None:
+            leaves[name] = spec
+    notes = [f"train() of the graph module: {note}"] if note else []
+    return Dense(program, graph_module, built.module, built.reason, leaves, notes), built

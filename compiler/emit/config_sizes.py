@@ -40,6 +40,7 @@ _KINDS = {
 
 # a hidden width whose activation adds is found as residual; kv heads without groups are heads
 _FOUND_AS = {"hidden": ("hidden", "residual"), "kv-head": ("kv-head", "head")}
+_LISTS = (("heads", "head"), ("hidden_size", "residual"), ("dim", "residual"))
 _SIDES = ("encoder", "decoder", "text", "vision")  # parts with sizes of their own
 
 
@@ -82,7 +83,20 @@ def _new_values(graph: Graph, sizes: dict[Var, int], config: Any, name: str) -> 
                 new = _agreed(graph, sizes, kind, _meant(config, key), side)
                 if new is not None:
                     found[key] = new
+    for key, value in vars(config).items():
+        if type(value) in (list, tuple) and value and all(type(v) is int for v in value):
+            stages = _staged(graph, sizes, key, list(value))
+            if stages != list(value):
+                found[key] = stages
     return found
+
+
+def _staged(graph: Graph, sizes: dict[Var, int], key: str, old: list[int]) -> list[int]:
+    """A list that states one size per stage (`hidden_sizes`), by what each size has become."""
+    kind = next((kind for word, kind in _LISTS if word in key), None)
+    if kind is None:
+        return old
+    return [_agreed(graph, sizes, kind, size, "") or size for size in old]
 
 
 def _stated(config: Any, key: str) -> Any:

@@ -2,22 +2,26 @@
 
 A captured graph bakes dropout and batch norm to the mode it was captured in. A node that is all a
 standard layer does becomes a call of that layer, so train(), state-dict keys, LoRA, hooks and
-quantisers go on working. Functional dropout (attention's among it) and LSTM's stay as captured.
+quantisers go on working. LSTM's dropout stays as captured; functional dropout becomes modules.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 
 from ..inference.rule import bound_arguments, op_name
 from ..ir.program import Program
 from .graph_module import EmittedGraph, call_codegen, plain_meta
 from .leaf_table import LeafSpec, describe
+
+ModuleCall = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
+OWN_MODULE = "prunec_module_"  # the names of modules that stand for functions
 
 
 def leaf_specs(model: nn.Module, program: Program) -> dict[str, LeafSpec]:
@@ -45,21 +49,25 @@ def persistent_names(model: nn.Module) -> set[str]:
 
 
 def emit_graph_module(
-    program: Program, leaves: dict[str, LeafSpec], persistent: Collection[str] | None = None
+    program: Program,
+    leaves: dict[str, LeafSpec],
+    persistent: Collection[str] | None = None,
+    modules: Mapping[str, ModuleCall] | None = None,
 ) -> fx.GraphModule:
     """The program as a GraphModule with the model's signature and type of result.
 
     It holds the program's own tensors (the same objects) under their dotted names; a tied one is
     found under each of its names, as in the original's state dict, and listed once by
     `parameters()`. Nodes that are a leaf of `leaves` call that leaf. `persistent`: the buffers its
-    state dict holds, by default as in `program.source`. It starts in the train/eval mode of
+    state dict holds, by default as in `program.source`. `modules`: per node name, a module of its
+    own to call in its place, with what arguments. It starts in the train/eval mode of
     `program.source`.
     """
     if persistent is None:
         persistent = persistent_names(program.source)
     root = nn.Module()
     root.training = program.source.training
-    graph = _folded(program, _Leaves(program, root, leaves))
+    graph = _folded(program, _Leaves(program, root, leaves), modules or {})
     for name, tensor in program.tensors.items():
         for known in (name, *program.aliases.get(name, ())):
             _register(root, known, tensor, known in persistent)
@@ -70,7 +78,7 @@ def emit_graph_module(
     return EmittedGraph(root, graph)
 
 
-def _folded(program: Program, leaves: _Leaves) -> fx.Graph:
+def _folded(program: Program, leaves: _Leaves, modules: Mapping[str, ModuleCall]) -> fx.Graph:
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in program.graph.nodes:
@@ -78,7 +86,16 @@ def _folded(program: Program, leaves: _Leaves) -> fx.Graph:
             copies[node] = copies[node.args[0]]  # type: ignore[index]
             continue
         call = leaves.call(node)
-        if call is None:
+        if call is None and node.name in modules:
+            module, args, kwargs = modules[node.name]
+            path = f"{OWN_MODULE}{node.name}"
+            leaves.root.add_module(path, module.train(leaves.root.training))
+            args, kwargs = map_arg((args, kwargs), copies.__getitem__)
+            copies[node] = graph.create_node("call_module", path, args, kwargs, name=node.name)
+            stack = dict(node.meta.get("nn_module_stack") or {})
+            stack[path] = (path, f"{type(module).__module__}.{type(module).__qualname__}")
+            copies[node].meta = {**node.meta, "nn_module_stack": stack}
+        elif call is None:
             copies[node] = graph.node_copy(node, copies.__getitem__)
         else:
             path, x = call

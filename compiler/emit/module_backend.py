@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,12 @@ from torch import Tensor, nn
 from ..inference.graph import Graph
 from ..inference.tables import READ
 from ..ir.program import Program, source_line
-from ..rewrite.slicing import Kept
-from .attribute_search import AttributeSearch, Outcome
+from ..rewrite.rewrite import rewrite
+from ..rewrite.slicing import Kept, cut_tensor
+from ..verify.backends import reference_outputs
+from ..verify.interpreter import relative_error
+from .attention_scale import ScaleDecision, apply_scales, scale_decisions
+from .attribute_search import MAX_TRIALS, AttributeSearch, Outcome
 from .baked_sizes import find_decisions
 from .config_sizes import config_decision
 from .replay import add_tensor, copy_with
@@ -31,11 +36,14 @@ _INDICES = "prunec_indices_"  # what it selects from generated values
 @dataclasses.dataclass(frozen=True)
 class ModuleResult:
     """The smaller module, or None and why not. `attributes`: what was set on it besides tensors,
-    {module path: {attribute: [old, new]}}, as `replay` takes it."""
+    {module path: {attribute: [old, new]}}, and `scales`: factors by tensor name, both as `replay`
+    takes them. `lines`: the user's lines that raised while sizes were tried, most often first."""
 
     module: nn.Module | None
     attributes: Changes
     reason: str = ""
+    scales: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    lines: tuple[str, ...] = ()
 
 
 def build_module(
@@ -44,46 +52,79 @@ def build_module(
     kept: Kept,
     compare: Callable[[nn.Module], float],
     tolerance: float,
+    trials: int = MAX_TRIALS,
 ) -> ModuleResult:
     """The user's model with the dense program's tensors in it (the same objects), if that works.
 
     `kept`: what the dense program was rewritten with. `compare`: the relative error between a
     module and the dense graph, called a bounded number of times; that it raises counts as
     disagreement. The user's model is not changed; tensors that the program does not use are copied.
+    Where attention derives its scale from its head width, the dense program's weights and scales
+    change with the module's, and its function stays.
     """
     generated = _unselectable(dense)
     if generated:
         return ModuleResult(None, {}, generated)
     try:
-        module = copy_with(graph.source, _by_all_names(graph.program, dense))
+        module = copy_with(graph.source, _by_all_names(graph, dense, kept))
     except Exception as error:  # whatever the user's objects raise when copied
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         return ModuleResult(None, {}, f"the model cannot be copied: {said}")
     for name, tensor in dense.tensors.items():
         if name not in graph.program.tensors:
             add_tensor(module, name, tensor)
-    attributes = resize_standard(module, dense)
+    sides = [rewrite(side, kept, on_use=True) for side in graph.sides]
+    attributes = resize_standard(module, dense, *sides)
     sizes = {var: len(entries) for var, entries in kept.items()}
     config = config_decision(graph, sizes, module)
-    decisions = [*find_decisions(graph, dense, sizes, module), *([config] if config else [])]
-    search = AttributeSearch(module, decisions, compare, tolerance)
+    scales = scale_decisions(graph, dense, sizes, module)
+    decisions = [
+        *scales,
+        *find_decisions(graph, dense, sizes, module),
+        *([config] if config else []),
+    ]
+    search = AttributeSearch(module, decisions, compare, tolerance, trials)
     choice = search.run()
     if choice is None:
-        return ModuleResult(None, {}, _reason(next(iter(search.outcomes.values())), dense))
+        outcomes = list(search.outcomes.values())
+        lines = Counter(outcome.line for outcome in outcomes if outcome.line)
+        return ModuleResult(
+            None, {}, _reason(outcomes[0], dense), lines=tuple(n for n, _ in lines.most_common())
+        )
     if config and choice[-1] == 0 and search.agrees((*choice[:-1], 1)):
         choice = (*choice[:-1], 1)
     search.set(choice)
     for path, changes in search.changes(choice).items():
         attributes.setdefault(path, {}).update(changes)
-    return ModuleResult(module, attributes)
+    taken = [d for d, chosen in zip(scales, choice, strict=False) if chosen]
+    if taken and not _kept_function(dense, taken, tolerance):
+        return ModuleResult(None, {}, "a scale that was moved into weights changes the graph")
+    factors = {name: factor for d in taken for name, factor in d.factors.items()}
+    return ModuleResult(module, attributes, scales=factors)
 
 
-def _by_all_names(program: Program, dense: Program) -> dict[str, Tensor]:
+def _by_all_names(graph: Graph, dense: Program, kept: Kept) -> dict[str, Tensor]:
+    """The dense program's tensors, and those of side branches cut to the widths they read."""
+    tensors = {name: dense.tensors[name] for name in graph.program.tensors}
+    for name, tensor in graph.beside.items():
+        tensors[name] = cut_tensor(tensor, graph.inference.beside[name], kept)
     return {
-        known: dense.tensors[name]
-        for name in program.tensors
-        for known in (name, *program.aliases.get(name, ()))
+        known: tensor
+        for name, tensor in tensors.items()
+        for known in (name, *graph.aliases.get(name, ()))
     }
+
+
+def _kept_function(dense: Program, taken: list[ScaleDecision], tolerance: float) -> bool:
+    """Apply the scales to the dense program; undo them where it is not the same function."""
+    before = reference_outputs(dense, [(dense.args, dense.kwargs)])
+    undo = [apply_scales(dense, decision) for decision in taken]
+    after = reference_outputs(dense, [(dense.args, dense.kwargs)])
+    if relative_error(after[0], before[0]) <= tolerance:
+        return True
+    for step in undo:
+        step()
+    return False
 
 
 def _unselectable(dense: Program) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..capture.capture import identity
+from ..capture.program import identity
 from ..errors import PlanError
 from .resize_modules import Changes, as_type_of, plain
 
@@ -21,13 +21,16 @@ def replay(
     attributes: Changes,
     new_tensors: Mapping[str, Tensor],
     shapes: Mapping[str, Any],
+    scales: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
     """A smaller copy of a model of the original shapes.
 
     `slices`: kept indices per axis of each tensor that is cut (a tied one is cut once, under any
     of its names). `attributes`: as `ModuleResult.attributes`. `new_tensors`: tensors that replace
     the cut ones, or that are new (a bias where there was none). `shapes`: the original shapes of
-    the tensors that are cut. Raises PlanError when the model is another one.
+    the tensors that are cut. `scales`: what cut tensors are then multiplied by.
+
+    Raises PlanError when the model is another one.
     """
     known = tensors_by_name(model)
     for name in slices:
@@ -44,6 +47,9 @@ def replay(
         key = identity(known[name])
         if key not in made:
             made[key] = _cut(known[name], axes)
+    for name, factor in (scales or {}).items():
+        key = identity(known[name])
+        made[key] = scaled(made.get(key, known[name]), factor)
     for name, tensor in new_tensors.items():
         if name in known:
             made[identity(known[name])] = like(known[name], tensor)
@@ -122,6 +128,12 @@ def holder(model: nn.Module, path: str, name: str) -> tuple[Any, str]:
     """The object that holds an attribute of a module, and the attribute's last name."""
     outer, _, leaf = name.rpartition(".")
     return _attribute(model, ".".join(filter(None, (path, outer)))), leaf
+
+
+def scaled(tensor: Tensor, factor: Tensor) -> nn.Parameter:
+    """A parameter times a factor, computed in double precision."""
+    data = (tensor.detach().double() * factor.to(tensor.device)).to(tensor.dtype)
+    return nn.Parameter(data, tensor.requires_grad)
 
 
 def like(old: Tensor, new: Tensor) -> Tensor:

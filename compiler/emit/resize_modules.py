@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
@@ -53,8 +53,8 @@ def _recurrent(m: Any) -> Attributes:
 
 
 def _multihead(m: Any) -> Attributes:
-    width = m.out_proj.weight.shape[0]
     packed = m.in_proj_weight is not None
+    width = (m.in_proj_weight if packed else m.q_proj_weight).shape[1]  # what it reads
     return {
         "embed_dim": width,
         "kdim": width if packed else m.k_proj_weight.shape[1],
@@ -102,10 +102,11 @@ def settled(module: nn.Module) -> set[str]:
     return set() if rule is None else {*rule(module), *_ARGUMENTS}
 
 
-def resize_standard(module: nn.Module, dense: Program) -> Changes:
+def resize_standard(module: nn.Module, *programs: Program) -> Changes:
     """Set the size attributes of every standard layer (transformers' Conv1D is one) of a module
-    that holds the dense program's tensors; returns {path: {attribute: [old, new]}}."""
-    by_path = _node_arguments(dense)
+    that holds the tensors of dense programs, the first one's arguments before the others'; returns
+    {path: {attribute: [old, new]}}."""
+    by_path = {p: given for dense in reversed(programs) for p, given in _node_arguments(dense)}
     arguments = {  # a node may have run under another name of a shared module
         id(layer): by_path[path]
         for path, layer in module.named_modules(remove_duplicate=False)
@@ -137,7 +138,7 @@ def _set(layer: nn.Module, name: str, value: Any) -> None:
         setattr(layer, name, as_type_of(old, value))
 
 
-def _node_arguments(dense: Program) -> Mapping[str, Attributes]:
+def _node_arguments(dense: Program) -> Iterable[tuple[str, Attributes]]:
     found: dict[str, Attributes] = {}
     for node in dense.graph.nodes:
         name = op_name(node.target)
@@ -151,7 +152,7 @@ def _node_arguments(dense: Program) -> Mapping[str, Attributes]:
                     value = tuple(value)
                 if value is not None:
                     found.setdefault(innermost(node), {})[key] = value
-    return found
+    return found.items()
 
 
 def plain(value: Any) -> Any:

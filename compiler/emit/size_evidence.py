@@ -145,8 +145,8 @@ def _look_at_nodes(graph: Graph, dense: Program, sizes: dict[Var, int], sites: S
 
 
 def _look_at_tensors(graph: Graph, sizes: dict[Var, int], sites: Sites) -> None:
-    for name, terms in graph.inference.tensors.items():
-        for known in (name, *graph.program.aliases.get(name, ())):
+    for name, terms in graph.axes.items():
+        for known in (name, *graph.aliases.get(name, ())):
             for term in terms:
                 for old, new in _size_pairs(term, sizes):
                     sites.see_size(known.rpartition(".")[0], old, new)

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import fx
 
-from ..ir.program import Program, memory_owners, source_line, written
+from ..ir.program import Program, fake_value, memory_owners, source_line, written
 from ..ir.terms import Reason, Var, variables
 from .rule import Inference, bound_arguments, op_name
 
@@ -35,7 +36,8 @@ KEEP_ZERO = frozenset(
         "upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d "
         "_upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad1d reflection_pad2d "
         "replication_pad1d replication_pad2d grid_sampler zeros new_zeros zeros_like "
-        "embedding linalg_vector_norm norm rnn_tanh rnn_relu"
+        "embedding linalg_vector_norm norm rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell "
+        "rnn_relu_cell"
     ).split()
 )
 CONTRACTIONS = frozenset(
@@ -80,8 +82,10 @@ class _Zeros:
 
     def run(self) -> list[tuple[Var, Reason]]:
         for node in self.program.graph.nodes:
+            if node.op == "get_attr" and _holds_indices(node):
+                self.alive[node] = self._carried(node)  # index 0 is an entry like the others
             if node.op == "call_function":
-                alive = self._result(node) & self._carried(node)
+                alive = (self._result(node) | self._repeated(node)) & self._carried(node)
                 self.alive[node] = alive
                 self._write_back(node, alive)
         for sink in self.inference.sinks:
@@ -103,6 +107,14 @@ class _Zeros:
 
     def _union(self, nodes: Iterable[fx.Node]) -> set[Var]:
         return set().union(*(self._alive(n) for n in nodes))
+
+    def _repeated(self, node: fx.Node) -> set[Var]:
+        """Variables that no operand carries: copies (expand, repeat), which no parameter masks."""
+        if not any(self._carried(n) for n in node.all_input_nodes):
+            return set()
+        if op_name(node.target).removeprefix("aten::") == "new_zeros":
+            return set()
+        return self._carried(node).difference(*map(self._carried, node.all_input_nodes))
 
     def _result(self, node: fx.Node) -> set[Var]:
         """Variables at whose masked entries the result may be non-zero."""
@@ -182,6 +194,13 @@ class _Zeros:
         for other in self.alive if owner is not None else ():
             if self.owners[other] is owner:
                 self.alive[other] |= alive & self._carried(other)
+
+
+def _holds_indices(node: fx.Node) -> bool:
+    value = fake_value(node)
+    if not isinstance(value, torch.Tensor) or value.dtype == torch.bool:
+        return False
+    return not value.is_floating_point() and not value.is_complex()
 
 
 def _variables(terms: Any) -> Iterable[Var]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,8 @@ from ..ir.program import Program
 from .dependency import dependency_graph
 from .dimensions import Dimension, find_dimensions
 from .explain import explain_table
-from .infer import infer
-from .rule import Inference
+from .infer import infer, infer_side
+from .rule import Inference, Terms
 from .shuffles import Shuffle, freedom, frozen_shuffles, with_selections
 from .tables import with_reads
 
@@ -21,47 +22,72 @@ if TYPE_CHECKING:
     import networkx
 
 
+@dataclasses.dataclass(frozen=True)
+class SideBranch:
+    """A branch that the captured program does not run, typed with the dimensions they share."""
+
+    program: Program
+    inference: Inference
+
+
 class Graph:
     """A model as a graph of ATen calls whose axes carry dimension terms. Passes never change it.
 
-    `outputs`: the outputs that matter, as they were named to `capture`; None: all. `untie_tables`:
-    as `capture` takes it.
+    `outputs`: the outputs that matter, as they were named to `capture`; None: all. `sides`:
+    branches that the program does not run; of these only the widths they share with it are used.
+    `beside`: the tensors that only they hold. `untie_tables`: as `capture` takes it.
     """
 
     def __init__(
         self,
         program: Program,
         outputs: Sequence[str | int] | None = None,
+        sides: Sequence[Program] = (),
         untie_tables: bool = False,
     ) -> None:
         self.outputs = None if outputs is None else list(outputs)
         self.untie_tables = untie_tables
-        self.inference: Inference = infer(program)
+        self._infer(program, sides)
         if untie_tables:
-            program = with_reads(program, self.inference)
-            self.inference = infer(program)
-        self.dimensions: dict[str, Dimension] = find_dimensions(program, self.inference)
-        self.program = program
-        self._select_where_shuffles_freeze()
+            self._infer(with_reads(program, self.inference), sides)
+        self._select_where_shuffles_freeze(sides)
 
-    def _select_where_shuffles_freeze(self) -> None:
+    def _infer(self, program: Program, sides: Sequence[Program]) -> None:
+        self.program = program
+        self.inference: Inference = infer(program)
+        self.sides = [SideBranch(side, infer_side(side, self.inference)) for side in sides]
+        self.beside = {
+            name: tensor
+            for side in reversed(sides)
+            for name, tensor in side.tensors.items()
+            if name in self.inference.beside
+        }
+        self.aliases = {n: known for p in (*sides, program) for n, known in p.aliases.items()}
+        self.dimensions: dict[str, Dimension] = find_dimensions(program, self.inference)
+
+    def _select_where_shuffles_freeze(self, sides: Sequence[Program]) -> None:
         """Take frozen channel shuffles as selections of entries: all, else each, where that frees
         more of the weights."""
-        shuffles = frozen_shuffles(self.program, self.inference)
+        original = self.program
+        shuffles = frozen_shuffles(original, self.inference)
         tried = [[s] for s in shuffles] if len(shuffles) > 1 else []
         chosen: list[Shuffle] = []
-        original = self.program
-        best = freedom(self.program, self.inference)
+        best = freedom(original, self.inference)
         for more in [shuffles, *tried] if shuffles else []:
-            program = with_selections(original, chosen + more)
-            inference = infer(program)
-            dimensions = find_dimensions(program, inference)
-            free = freedom(program, inference)
+            before = dict(vars(self))
+            self._infer(with_selections(original, chosen + more), sides)
+            free = freedom(self.program, self.inference)
             if free > best:
-                self.program, self.inference, self.dimensions = program, inference, dimensions
                 chosen, best = chosen + more, free
+            else:
+                vars(self).update(before)
             if chosen == shuffles:
                 break
+
+    @property
+    def axes(self) -> dict[str, Terms]:
+        """The terms of every tensor that a plan may cut, by name."""
+        return {**self.inference.tensors, **self.inference.beside}
 
     @property
     def source(self) -> nn.Module:

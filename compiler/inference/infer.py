@@ -34,19 +34,53 @@ def infer(program: Program) -> Inference:
     rule whose answer does not fit the result's shape all freeze what they touch, with the reason.
     """
     constants = integer_constants(program)
-    inference = _walk(program, Inference(constants=constants))
+    inference = _typed(program, constants)
     idle = {n for n, gather in inference.gathers.items() if not variables(gather.base)}
     if not idle:
         return inference
     # what selects from a fixed axis is free to select less
-    free = {n: t for n, t in constants.items() if not idle.issuperset(n.users)}
-    return _walk(program, Inference(constants=free))
+    return _typed(program, {n: t for n, t in constants.items() if not idle.issuperset(n.users)})
 
 
-def _walk(program: Program, inference: Inference) -> Inference:
+def _typed(program: Program, constants: dict[fx.Node, torch.Tensor]) -> Inference:
+    inference = Inference(constants=constants)
     for name, tensor in program.tensors.items():
         own = name.startswith(SELECTION)
         inference.tensors[name] = [Fixed(s, INDEX) if own else fresh(s) for s in tensor.shape]
+    _walk(program, inference)
+    return inference
+
+
+def infer_side(side: Program, inference: Inference) -> Inference:
+    """Type a side branch of the program that `inference` is of, and unify what the two share. Its
+    outputs block nothing; widths that only it has stay as they are."""
+    shared = {v for terms in inference.tensors.values() for t in terms for v in variables(t)}
+    own = Inference()
+    for name, tensor in side.tensors.items():
+        known = inference.tensors.get(name) or inference.beside.get(name)
+        own.tensors[name] = known or [fresh(s) for s in tensor.shape]
+        if known is None:
+            inference.beside[name] = own.tensors[name]
+    _walk(side, own, blocks=False)
+    for term, size in own.minimums:
+        if size > 1:
+            block(term, Reason("a branch outside the captured outputs needs several of it"))
+    shared = {v for var in shared for v in variables(var)}
+    for terms in own.terms.values():
+        for term in _flat(terms):
+            for var in variables(term):
+                if var not in shared:
+                    var.binding = Fixed(var.size, Reason("read outside the captured outputs only"))
+    return own
+
+
+def _flat(terms: Any) -> list[Any]:
+    groups = terms if isinstance(terms, tuple) else (terms,)
+    return [term for group in groups if isinstance(group, list) for term in group]
+
+
+def _walk(program: Program, inference: Inference, blocks: bool = True) -> None:
+    """Apply the rules node by node; `blocks`: the outputs may not change."""
     for node in program.graph.nodes:
         if node.op == "placeholder":
             inference.terms[node] = _input_terms(node)
@@ -59,7 +93,7 @@ def _walk(program: Program, inference: Inference) -> Inference:
             inference.terms[node] = _call_terms(node, inference)
             item(node, inference)
             inference.origins[node] = _origin(node, inference)
-        elif node.op == "output":
+        elif node.op == "output" and blocks:
             for x in node.all_input_nodes:
                 fix(inference, x, Reason("a model output numbers it", x.name, source_line(x)))
                 for axis, term in enumerate(_tensor_terms(inference, x)):
@@ -67,7 +101,6 @@ def _walk(program: Program, inference: Inference) -> Inference:
     for table, reason in inference.tables.items():
         for term in _tensor_terms(inference, table):
             block(term, reason)
-    return inference
 
 
 def _origin(node: fx.Node, inference: Inference) -> frozenset[fx.Node]:

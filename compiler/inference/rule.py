@@ -143,14 +143,16 @@ def bound_arguments(node: fx.Node) -> dict[str, Any]:
 class Inference:
     """All that is known of a program after its rules have run.
 
-    `origins`: the weighted contractions (layers) a value comes from, without another in between.
-    `constants`: integer values that do not depend on the model's inputs. `numbers`: values that
-    number the entries of a term (a tuple of such, or None, for several results). `tables`: values
-    that stay whole, since each module that reads them selects from them.
+    `beside`: terms of tensors that only side branches hold. `origins`: the weighted contractions
+    (layers) a value comes from, without another in between. `constants`: integer values that do not
+    depend on the model's inputs. `numbers`: values that number the entries of a term (a tuple of
+    such, or None, for several results). `tables`: values that stay whole, since each module that
+    reads them selects from them.
     """
 
     terms: dict[fx.Node, Any] = dataclasses.field(default_factory=dict)
     tensors: dict[str, Terms] = dataclasses.field(default_factory=dict)
+    beside: dict[str, Terms] = dataclasses.field(default_factory=dict)
     sinks: list[Sink] = dataclasses.field(default_factory=list)
     statistics: list[Statistic] = dataclasses.field(default_factory=list)
     roles: list[tuple[Term, str]] = dataclasses.field(default_factory=list)

@@ -29,7 +29,7 @@ def cost(graph: Graph, kept: Mapping[Var, int] | Kept | None = None) -> Cost:
     """The cost when variables have the `kept` sizes, or keep those entries (None: as captured).
 
     Nothing is built. Exact; from sizes alone, what selects entries by number counts with the share
-    that its base keeps. Tensors that the captured graph does not use count as they are.
+    that its base keeps. Tensors that no captured graph uses count as they are.
     """
     entries = {v: k for v, k in (kept or {}).items() if isinstance(k, Tensor)}
     sizes = {v: k for v, k in (kept or {}).items() if isinstance(k, int)}
@@ -43,6 +43,10 @@ def cost(graph: Graph, kept: Mapping[Var, int] | Kept | None = None) -> Cost:
         count = math.prod(map(width, graph.inference.tensors[name]))
         size += count * tensor.element_size()
         params += count if isinstance(tensor, nn.Parameter) else 0
+    for name, tensor in graph.beside.items():
+        count = math.prod(map(width, graph.inference.beside[name]))
+        size += count * tensor.element_size()
+        params += count if isinstance(tensor, nn.Parameter) else 0
     unused = _unused(graph)
     macs = sum(math.prod(map(width, terms)) for terms in graph.inference.costs)
     batch = batch_size(program.args, program.kwargs) or 1
@@ -50,7 +54,7 @@ def cost(graph: Graph, kept: Mapping[Var, int] | Kept | None = None) -> Cost:
 
 
 def _unused(graph: Graph) -> tuple[int, int]:
-    used = {id(t) for t in graph.program.tensors.values()}
+    used = {id(t) for t in (*graph.program.tensors.values(), *graph.beside.values())}
     source = graph.source
     rest = [p for p in source.parameters() if id(p) not in used]
     held = [t for t in (*rest, *source.buffers()) if id(t) not in used]

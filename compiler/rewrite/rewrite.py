@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..inference.graph import Graph
+from ..inference.graph import Graph, SideBranch
 from ..inference.rule import SELECTION, bound_arguments, op_name
 from ..ir.program import Program
 from ..ir.terms import Concat, Term, known_size, resolve, variables
@@ -32,7 +32,7 @@ class Fold:
 class CutOnUse(dict[str, Tensor]):
     """The original's tensors, each cut when it is looked up: a dense program without its memory."""
 
-    def __init__(self, graph: Graph, kept: Kept) -> None:
+    def __init__(self, graph: Graph | SideBranch, kept: Kept) -> None:
         super().__init__(graph.program.tensors)
         self.terms, self.kept, self.own = graph.inference.tensors, kept, set[str]()
 
@@ -53,7 +53,9 @@ class CutOnUse(dict[str, Tensor]):
             return default
 
 
-def rewrite(graph: Graph, kept: Kept, folds: Sequence[Fold] = (), on_use: bool = False) -> Program:
+def rewrite(
+    graph: Graph | SideBranch, kept: Kept, folds: Sequence[Fold] = (), on_use: bool = False
+) -> Program:
     """The dense program: the original restricted to the kept entries, node by node, same names.
 
     Its tensors are cut copies (parameters stay parameters) that share no memory with the model's;
@@ -165,7 +167,7 @@ class _NodeWriter:
                 graph.erase_node(old)
 
 
-def _fold(graph: Graph, dense: Program, fold: Fold, kept: Kept) -> None:
+def _fold(graph: Graph | SideBranch, dense: Program, fold: Fold, kept: Kept) -> None:
     """Add a constant vector to the result of a consumer, through its bias where it has its own."""
     node = next(n for n in dense.graph.nodes if n.name == fold.node)
     original = next(n for n in graph.program.graph.nodes if n.name == fold.node)

@@ -24,15 +24,21 @@ BY_RANK = {
 
 def _spatial(rank: int) -> Any:
     def rule(c: RuleContext, x: Any) -> Any:
-        terms = c.terms(x)
+        terms = _fixed_in_space(c, x, rank)
         lead = len(terms) - rank
-        for term in terms[lead:]:
-            c.block(term, "spatial axis")
         if isinstance(c.value, (tuple, list)):
             return tuple(_result(c, terms[:lead], shape_of(v)) for v in c.value)
         return _result(c, terms[:lead], c.out_shape)
 
     return rule
+
+
+def _fixed_in_space(c: RuleContext, x: Any, rank: int) -> Terms:
+    """The terms of x, whose last `rank` axes may not change."""
+    terms = c.terms(x)
+    for term in terms[len(terms) - rank :]:
+        c.block(term, "spatial axis")
+    return terms
 
 
 def _result(c: RuleContext, lead: Terms, shape: list[int | None]) -> Terms:
@@ -55,7 +61,7 @@ def grid_sampler(c: RuleContext, x: Any, grid: Any) -> Terms:
 @op_rule("aten::pixel_shuffle")
 def pixel_shuffle(c: RuleContext, x: Any, upscale_factor: int) -> Terms:
     """[..., C*r*r, H, W] to [..., C, H*r, W*r]."""
-    terms = c.terms(x)
+    terms = _fixed_in_space(c, x, 2)
     size = c.out_shape[-3]
     assert size is not None
     pair = factor(terms[-3], size)
@@ -68,14 +74,14 @@ def pixel_shuffle(c: RuleContext, x: Any, upscale_factor: int) -> Terms:
 
 @op_rule("aten::pixel_unshuffle")
 def pixel_unshuffle(c: RuleContext, x: Any, downscale_factor: int) -> Terms:
-    terms = c.terms(x)
+    terms = _fixed_in_space(c, x, 2)
     channel = product((terms[-3], c.fixed(downscale_factor**2, "pixels of a block")))
     return _result(c, [*terms[:-3], channel], c.out_shape)
 
 
 @op_rule("aten::im2col")
 def im2col(c: RuleContext, x: Any, kernel_size: Any) -> Terms:
-    terms = c.terms(x)
+    terms = _fixed_in_space(c, x, 2)
     lead = len(terms) - 3
     window = c.fixed(kernel_size[0] * kernel_size[1], "sliding window")
     return [*terms[:lead], product((terms[lead], window)), c.fixed(c.out_shape[-1], "windows")]
@@ -83,7 +89,7 @@ def im2col(c: RuleContext, x: Any, kernel_size: Any) -> Terms:
 
 @op_rule("aten::col2im")
 def col2im(c: RuleContext, x: Any, kernel_size: Any) -> Terms:
-    terms = c.terms(x)
+    terms = _fixed_in_space(c, x, 1)
     lead = len(terms) - 2
     size = c.out_shape[lead]
     assert size is not None

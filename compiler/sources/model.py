@@ -15,7 +15,7 @@ from torch import nn
 
 from ..cause import cause
 from ..errors import SourceError
-from .example_inputs import Arguments, example_inputs
+from ..inputs.example_inputs import Arguments, example_inputs
 from .pretrained import load_timm, load_torchvision, load_transformers
 
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")

@@ -11,6 +11,8 @@ import torch.utils._pytree as pytree
 from torch import nn
 
 from ..capture.examples import fresh_inputs
+from ..capture.train_mode import train_mode
+from ..cause import cause
 from ..errors import VerificationError
 from ..inference.graph import Graph
 from ..ir.program import Program
@@ -70,6 +72,25 @@ def module_error(
         for buffer, before in buffers:
             buffer.copy_(before)
     return worst
+
+
+def training_break(program: Program, module: nn.Module, call: Call) -> str:
+    """What a smaller module raises in train mode where the program's source does not; '' where it
+    runs."""
+    error = _raised_in_training(program, module, call)
+    return (
+        "" if error is None or _raised_in_training(program, program.source, call) else cause(error)
+    )
+
+
+def _raised_in_training(program: Program, module: nn.Module, call: Call) -> Exception | None:
+    try:
+        with train_mode(module), _shapes_only(program) as as_run:
+            args, kwargs = as_run(call)
+            _seeded(lambda: module(*args, **kwargs))
+    except Exception as error:  # whatever a model raises
+        return error
+    return None
 
 
 @contextlib.contextmanager

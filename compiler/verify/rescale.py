@@ -31,7 +31,7 @@ def rescaler(program: Program) -> Callable[[str, Tensor], Tensor]:
             return noise.mul_(0.1)
         if not isinstance(program.tensors[name], nn.Parameter):
             return tensor
-        wide = torch.promote_types(tensor.dtype, torch.float32)  # half sums overflow
+        wide = torch.promote_types(tensor.dtype, torch.float32)  # half precision would overflow
         norm = float(torch.linalg.vector_norm(tensor.detach(), dtype=wide))
         size = norm / tensor.numel() ** 0.5
         if tensor.dim() < 2:

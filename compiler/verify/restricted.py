@@ -109,10 +109,13 @@ class RestrictedInterpreter(ProgramInterpreter):
             return type(value)(self._clear(t, v, inputs) for t, v in zip(terms, value, strict=True))
         if not isinstance(value, Tensor) or not isinstance(terms, list):
             return value
+        removed = list(self._removed(terms, value))
+        if not removed:
+            return value
         storage = value.untyped_storage().data_ptr()
         if any(isinstance(x, Tensor) and x.untyped_storage().data_ptr() == storage for x in inputs):
             return value
-        for axis, gone in self._removed(terms, value):
+        for axis, gone in removed:
             value = value.index_fill(axis, gone, 0)
         return value
 
@@ -334,12 +337,11 @@ def rms_norm(x: Tensor, keep: Keep, given: dict[str, Any]) -> Tensor:
 @formula("aten::group_norm")
 def group_norm(x: Tensor, keep: Keep, given: dict[str, Any]) -> Tensor:
     groups = given["num_groups"]
-    kept = keep[1] if keep[1] is not None else torch.ones(x.shape[1], dtype=torch.bool)
-    weight = kept.to(x).reshape(1, groups, -1, *([1] * (x.dim() - 2)))
+    weight, _ = _shaped(x, keep, range(1, x.dim()))
+    weight = weight.expand(1, *x.shape[1:]).reshape(1, groups, -1, *x.shape[2:])
     grouped = x.reshape(x.shape[0], groups, -1, *x.shape[2:])
     axes = list(range(2, grouped.dim()))
-    spatial = grouped[0, 0, 0].numel()
-    count = (weight.sum(dim=axes, keepdim=True) * spatial).clamp_min(1)
+    count = weight.sum(dim=axes, keepdim=True).clamp_min(1)
     centre = (grouped * weight).sum(dim=axes, keepdim=True) / count
     spread = ((grouped - centre) * weight).square().sum(dim=axes, keepdim=True) / count
     scaled = ((grouped - centre) * (spread + given["eps"]).rsqrt()).reshape(x.shape)

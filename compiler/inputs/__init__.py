@@ -1,0 +1,1 @@
+"""Inputs a model runs on: of given shapes, or from its own configuration."""
