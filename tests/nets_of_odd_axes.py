@@ -90,3 +90,19 @@ def picked_entries_summed() -> nn.Module:
         return self.head(self.wide(x).relu()) + y.sum(-1, keepdim=True)
 
     return module(forward, wide=nn.Linear(8, 10), head=nn.Linear(10, 5), scale=torch.tensor(2.0))
+
+
+@structure("hidden 9", args=(TOKENS,))
+def broadcast_pairs_and_a_lookup() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        a, b = torch.broadcast_tensors(self.a(x)[:, :, None], self.b(x)[:, None])
+        listed = torch.isin(x.sum(-1).long(), self.listed)
+        return self.head((a * b).mean(2)) * listed[..., None]
+
+    return module(
+        forward,
+        a=nn.Linear(8, 9),
+        b=nn.Linear(8, 9),
+        head=nn.Linear(9, 5),
+        listed=torch.tensor([-1, 0, 1, 2]),
+    )

@@ -80,6 +80,21 @@ def _mark_residual(c: RuleContext, operands: list[fx.Node], out: Terms) -> None:
                 c.role(out[axis], "residual")
 
 
+@op_rule("aten::broadcast_tensors")
+def broadcast_tensors(c: RuleContext) -> tuple[Terms, ...]:
+    """Each operand stretched against all others."""
+    rank = max(len(v.shape) for v in c.value)
+    out = broadcast(c, [n for n in c.node.all_input_nodes if c.terms(n)], rank)
+    return tuple(list(out) for _ in c.value)
+
+
+@op_rule("aten::isin")
+def isin(c: RuleContext, elements: Any, test_elements: Any) -> Terms:
+    """Each element looked up in a list whose order and axes do not matter."""
+    c.block_all(test_elements, "a list that is looked up")
+    return c.terms(elements)
+
+
 @op_rule("aten::prelu")
 def prelu(c: RuleContext, x: Any, weight: Any) -> Terms:
     terms = c.terms(x)
