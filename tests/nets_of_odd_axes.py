@@ -106,3 +106,15 @@ def broadcast_pairs_and_a_lookup() -> nn.Module:
         head=nn.Linear(9, 5),
         listed=torch.tensor([-1, 0, 1, 2]),
     )
+
+
+@structure("other 2~", "hidden 5", args=(TOKENS,))
+def copies_of_an_input_summed() -> nn.Module:
+    """No parameter masks a copy: where copies are summed, they count."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        copies = x.repeat(1, 2, 1)
+        return self.head(self.a(copies).relu().sum(1)) + self.tokens(copies.mean(-1))
+
+    a = nn.Linear(8, 5, bias=False)
+    return module(forward, a=a, head=nn.Linear(5, 3), tokens=nn.Linear(14, 3))

@@ -110,7 +110,7 @@ class _Zeros:
 
     def _repeated(self, node: fx.Node) -> set[Var]:
         """Variables that no operand carries: copies (expand, repeat), which no parameter masks."""
-        if not any(self._carried(n) for n in node.all_input_nodes):
+        if not any(self.inference.terms.get(n) for n in node.all_input_nodes):  # made from sizes
             return set()
         if op_name(node.target).removeprefix("aten::") == "new_zeros":
             return set()
