@@ -266,9 +266,8 @@ def _yields_tensors(node: fx.Node) -> bool:
 def _shapes(value: Any) -> Any:
     """Tensors as shapes; a tensor of no axes as its number."""
     if isinstance(value, Tensor):
-        valueless = value.device.type == "meta" or torch._C._functorch.is_functorch_wrapped_tensor(
-            value
-        )
+        wrapped = torch._C._functorch.is_functorch_wrapped_tensor(value)  # type: ignore[attr-defined]
+        valueless = wrapped or value.device.type == "meta"
         return value.shape if value.dim() or valueless else value.item()
     if isinstance(value, (tuple, list)) and any(isinstance(v, Tensor) for v in value):
         return tuple(_shapes(v) for v in value)
