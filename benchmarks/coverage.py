@@ -35,6 +35,7 @@ from prunec.compiler import capture
 from prunec.compiler.compilation import Compilation
 from prunec.compiler.emit.build import emit
 from prunec.compiler.inference.graph import Graph
+from prunec.compiler.inputs import synthetic_inputs
 from prunec.compiler.inputs.example_inputs import example_inputs
 from prunec.compiler.ir.program import Program
 from prunec.compiler.onnx_files.export import export_onnx
@@ -53,6 +54,7 @@ from prunec.compiler.verify.structure import check_structure
 
 SECONDS = 120  # a model that takes longer is listed as too slow
 EXACT = 1e-4
+CHUNK = 8  # models a process takes before it makes room for a fresh one
 LARGEST = 40_000_000  # parameters of a "tiny" model
 
 
@@ -226,6 +228,7 @@ def work(names: list[str], onnx: bool) -> None:
     """A worker: one JSON line an architecture on stdout."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    synthetic_inputs.TEXT_LENGTH = 40  # a scan over tokens is unrolled when it is captured
 
     def late(*_: Any) -> None:
         raise TooSlowError(f"more than {SECONDS} s")
@@ -274,27 +277,38 @@ def main() -> None:
         partial.unlink()
 
 
-def _run(names: list[str], jobs: int, no_onnx: bool) -> Any:
-    """Rows as they come, from `jobs` processes; one that dies loses its model only."""
+def _run(names: list[str], jobs: int, no_onnx: bool) -> Iterator[dict[str, Any]]:
+    """Rows as they come, from `jobs` processes at a time; one that dies loses its model only."""
     waiting = collections.deque(names)
-    while waiting:
-        chunk = [waiting.popleft() for _ in range(min(12 * jobs, len(waiting)))]
-        workers = []
-        for part in (chunk[i::jobs] for i in range(jobs)):
-            if part:
-                command = [sys.executable, __file__, "--worker", *part]
-                command += ["--no-onnx"] if no_onnx else []
-                workers.append((part, subprocess.Popen(command, stdout=subprocess.PIPE, text=True)))
-        for part, worker in workers:
-            assert worker.stdout is not None
-            done = 0
-            for line in worker.stdout:
-                if line.startswith("{"):
-                    done += 1
-                    yield json.loads(line)
-            if worker.wait() and done < len(part):
-                yield {"architecture": part[done], "failures": [f"exit {worker.returncode}"]}
-                waiting.extend(part[done + 1 :])
+    found: queue.Queue[dict[str, Any] | None] = queue.Queue()
+
+    def serve() -> None:
+        while waiting:
+            part = [waiting.popleft() for _ in range(min(CHUNK, len(waiting)))]
+            command = [sys.executable, __file__, "--worker", *part]
+            command += ["--no-onnx"] if no_onnx else []
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
+                assert worker.stdout is not None
+                rows = [line for line in worker.stdout if line.startswith("{") and _tell(line)]
+            if worker.returncode and len(rows) < len(part):
+                lost = {"architecture": part[len(rows)], "failures": [f"exit {worker.returncode}"]}
+                found.put(lost)
+                waiting.extend(part[len(rows) + 1 :])
+        found.put(None)
+
+    def _tell(line: str) -> bool:
+        found.put(json.loads(line))
+        return True
+
+    for _ in range(jobs):
+        threading.Thread(target=serve, daemon=True).start()
+    running = jobs
+    while running:
+        row = found.get()
+        if row is None:
+            running -= 1
+        else:
+            yield row
 
 
 if __name__ == "__main__":
