@@ -15,11 +15,14 @@ import argparse
 import collections
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
