@@ -19,10 +19,12 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -176,16 +178,13 @@ def examine(model: nn.Module, args: Any, kwargs: Any, onnx: bool) -> dict[str, A
     row["module back end"] = result.module_reason
     row["seconds"] = round(time.perf_counter() - began, 2)
     if onnx:
+        call = graph.program.args, graph.program.kwargs
         try:
-            report = export_onnx(
-                result.model,
-                graph.program.args,
-                graph.program.kwargs,
-                RESULTS / f".coverage_{os.getpid()}.onnx",
-            )
-            row["onnx"] = report.max_rel_error
+            with tempfile.TemporaryDirectory() as place:
+                path = Path(place) / "model.onnx"
+                row["onnx"] = export_onnx(result.model, *call, path).max_rel_error
         except Exception as error:
-            row["onnx"] = f"{error}"[:200]
+            row["onnx"] = " ".join(str(error).split())[:200]
     return row
 
 
