@@ -128,3 +128,13 @@ def as_many_tokens_as_there_are_up_to_a_limit() -> nn.Module:
         return self.head(x).gather(1, best[..., None].expand(-1, -1, 5))
 
     return module(forward, up=nn.Embedding(11, 9), head=nn.Linear(9, 5))
+
+
+@structure("hidden 9", args=(TOKENS,))
+def a_mask_made_under_vmap() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        places = torch.arange(7, device=x.device)
+        near = torch.vmap(lambda i: (places - i).abs() < 3)(places)
+        return self.head(near.to(x.dtype) @ self.up(x).relu())
+
+    return module(forward, up=nn.Linear(8, 9), head=nn.Linear(9, 5))

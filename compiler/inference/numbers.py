@@ -82,6 +82,7 @@ def fix(inference: Inference, node: fx.Node, reason: Reason) -> None:
 
 def item(node: fx.Node, inference: Inference) -> None:
     """What getitem takes out of several results."""
-    numbers = inference.numbers.get(node.args[0])  # type: ignore[arg-type]
-    if node.target is operator.getitem and isinstance(numbers, tuple):
-        inference.numbers[node] = numbers[node.args[1]]  # type: ignore[index]
+    if node.target is operator.getitem:
+        numbers = inference.numbers.get(node.args[0])  # type: ignore[arg-type]
+        if isinstance(numbers, tuple):
+            inference.numbers[node] = numbers[node.args[1]]  # type: ignore[index]
