@@ -36,7 +36,7 @@ KEEP_ZERO = frozenset(
         "upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d "
         "_upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad1d reflection_pad2d "
         "replication_pad1d replication_pad2d grid_sampler zeros new_zeros zeros_like empty "
-        "new_empty empty_like "
+        "new_empty empty_like hstack vstack row_stack dstack column_stack hsplit vsplit dsplit "
         "embedding linalg_vector_norm norm rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell "
         "rnn_relu_cell fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft fft_fft2 fft_ifft2 "
         "fft_rfft2 fft_irfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_fftshift fft_ifftshift"
