@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from nets import IMAGE, TOKENS, conv, module, structure, weight
+from nets import IDS, IMAGE, TOKENS, conv, module, structure, weight
 from torch import Tensor, nn
 
 
@@ -131,3 +131,13 @@ def written_into_empty_memory() -> nn.Module:
         return self.head(y)
 
     return module(forward, a=nn.Linear(8, 9), b=nn.Linear(8, 6), head=nn.Linear(15, 5))
+
+
+@structure("hidden 9", args=(IDS,))
+def as_many_tokens_as_there_are_up_to_a_limit() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.up(x).relu()
+        best = x.sum(-1).topk(min(x.shape[1], 50), dim=-1).indices  # a symbolic number of them
+        return self.head(x).gather(1, best[..., None].expand(-1, -1, 5))
+
+    return module(forward, up=nn.Embedding(11, 9), head=nn.Linear(9, 5))
