@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from .emit.build import Dense
+from .emit.replay import computed
 from .inference.graph import Graph
 from .plan import Plan
 from .rewrite.dead import DeadEntries
@@ -50,7 +51,7 @@ class Compilation:
 def masked_model(graph: Graph, plan: Plan) -> nn.Module:
     """A copy of the user's model with every slice of a planned removal set to zero."""
     kept = plan.planned()
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = dict(computed(graph.source))
     for name, tensor in graph.program.tensors.items():
         data = zero_tensor(tensor, graph.inference.tensors[name], kept)
         data = data.clone() if data.data_ptr() == tensor.data_ptr() else data

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .capture.batches import to_device
 from .capture.capture import capture
+from .emit.replay import computed
 from .errors import QualityError, TargetError
 from .passmanager import Callback, PassManager
 from .recipe import build_pipeline, read_recipe
@@ -62,7 +63,7 @@ def compile(
         call, kwargs = to_device(call, device), to_device(kwargs, device)
         tensors = (*model.parameters(), *model.buffers())
         if any(t.device != torch.device(device) for t in tensors):
-            subject = copy.deepcopy(model).to(device)
+            subject = copy.deepcopy(model, dict(computed(model))).to(device)
     held = None if calibration is None else [to_device(b, device) for b in calibration]
     training = {m: m.training for m in subject.modules()}
     subject.eval()

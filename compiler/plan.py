@@ -107,7 +107,8 @@ class Plan:
         """For each tensor that is cut: kept indices (int64) per axis. Tied names are all listed.
 
         For exact dimensions, zeroing everything outside these slices in the original model gives
-        the masked model the dense one is equal to.
+        the masked model the dense one is equal to; entries that were already `dead` are cut too,
+        and what they add is kept as a constant.
         """
         table = self._slices if self.graph is None else tensor_slices(self.graph, self.combined())
         return {

@@ -113,8 +113,8 @@ class Result:
         the time of the measurement."""
         args, kwargs = self.example()
         own = batch_size(args, kwargs)
-        dynamic = self._state.graph.program.dynamic
-        batches = [1, max(THROUGHPUT_BATCH, own or 1)] if dynamic and own else [None]
+        batched = self._state.graph.program.batched
+        batches = [1, max(THROUGHPUT_BATCH, own or 1)] if batched and own else [None]
         for runtime in runtimes:
             files: dict[str, Any] = {}
             with tempfile.TemporaryDirectory(prefix="prunec-") as scratch:

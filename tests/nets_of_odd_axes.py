@@ -120,6 +120,19 @@ def copies_of_an_input_summed() -> nn.Module:
     return module(forward, a=a, head=nn.Linear(5, 3), tokens=nn.Linear(14, 3))
 
 
+@structure("hidden 9", "hidden 6", args=(TOKENS,))
+def written_into_empty_memory() -> nn.Module:
+    """What is never read before it is written adds nothing at removed entries."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = x.new_empty(x.shape[0], 7, 15)
+        y[..., :9] = self.a(x).relu()
+        y[..., 9:] = self.b(x)
+        return self.head(y)
+
+    return module(forward, a=nn.Linear(8, 9), b=nn.Linear(8, 6), head=nn.Linear(15, 5))
+
+
 @structure("hidden 9", args=(IDS,))
 def as_many_tokens_as_there_are_up_to_a_limit() -> nn.Module:
     def forward(self: Any, x: Tensor) -> Tensor:

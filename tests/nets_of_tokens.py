@@ -402,3 +402,17 @@ def highway() -> nn.Module:
 
     made = {name: nn.Linear(9, 9) for name in "asbt"}
     return module(forward, stem=nn.Linear(8, 9), head=nn.Linear(9, 5), **made)
+
+
+@structure("hidden 6", "hidden 9", "hidden 7", args=(floats(3, 8),))
+def stacked_and_split_by_name() -> nn.Module:
+    """hstack, column_stack, hsplit: cat and split of [batch, features] under other names."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        a, b = torch.hsplit(self.c(x).relu(), 2)
+        y = self.head(torch.hstack([self.a(x).relu(), self.b(x).tanh()]))
+        z = self.tail(torch.column_stack([a * b, a]))
+        return torch.vstack([y, z])
+
+    parts = {"a": nn.Linear(8, 6), "b": nn.Linear(8, 9), "c": nn.Linear(8, 14)}
+    return module(forward, head=nn.Linear(15, 5), tail=nn.Linear(14, 5), **parts)

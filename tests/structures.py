@@ -7,6 +7,7 @@ import nets_of_calls as nets_of_calls
 import nets_of_convolution as nets_of_convolution
 import nets_of_encoders as nets_of_encoders
 import nets_of_experts as nets_of_experts
+import nets_of_mixing as nets_of_mixing
 import nets_of_norms as nets_of_norms
 import nets_of_odd_axes as nets_of_odd_axes
 import nets_of_recurrence as nets_of_recurrence

@@ -75,6 +75,14 @@ def test_the_score_of_a_head_sums_over_its_width() -> None:
     torch.testing.assert_close(state.scores["qkv:head"], wanted / wanted.mean())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_weights_of_any_precision_are_scored(dtype: torch.dtype) -> None:
+    model = small().source.to(dtype)
+    state = after(capture(model, (floats(3, 2).to(dtype),)))
+    assert state.scores is not None
+    assert all(scores.dtype == torch.float64 for scores in state.scores.values())
+
+
 def test_every_score_has_mean_one_and_buffers_do_not_count() -> None:
     state = after("grouped_queries_repeated")
     assert state.scores is not None

@@ -7,7 +7,7 @@ import json
 import pytest
 import structures as structures  # fills the table
 import torch
-from nets import IDS, TOKENS, captured
+from nets import IDS, IMAGE, STRUCTURES, TOKENS, captured
 from torch import nn
 
 from prunec import passes
@@ -160,3 +160,22 @@ def test_a_stored_plan_carries_out_the_same_on_a_fresh_model(name: str) -> None:
         torch.testing.assert_close(again(*call), result.model(*call), rtol=1e-5, atol=1e-5)
     assert len(list(again.parameters())) == len(list(result.model.parameters()))
     assert capture(again, call).dimensions.keys() == capture(result.model, call).dimensions.keys()
+
+
+def test_a_plan_fits_a_fresh_model_whose_weights_autograd_makes() -> None:
+    """The hook of weight_norm leaves a weight that deepcopy refuses on a model that never ran."""
+    graph = captured("weight_norm_by_hook")
+    result = PassManager(
+        [
+            passes.MagnitudeScore(),
+            passes.PruneChannels(ratio=0.5),
+            passes.SparseToDense(),
+        ]
+    ).run(graph)
+    fresh = STRUCTURES["weight_norm_by_hook"].build()
+    assert not fresh.a.weight.is_leaf
+    fresh.load_state_dict(graph.source.state_dict())
+    small = result.plan.apply(fresh)
+    assert type(small) is type(fresh)
+    assert torch.allclose(small(IMAGE), result.model(IMAGE), atol=1e-6)
+    assert fresh.a.weight_v.shape[0] == 6

@@ -76,7 +76,7 @@ def prove_artifact(
     program = graph.program
     fresh = fresh_inputs(program.args, program.kwargs, seed=11)
     inputs = [program.flat_inputs(*fresh)]
-    if program.dynamic:
+    if program.batched:
         inputs.append(program.flat_inputs(*resize_batch(*fresh, 2)))
     dense = rewrite(graph, plan.combined(), dead.folds)
     checks = prove(graph, dense, planned, dead, inputs)

@@ -8,6 +8,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from ..ir.program import Program, is_symbolic
+from .batch import free_batch
 from .constant_index import slice_literal_lists
 from .inline import drop_unused, inline_regions, strip_asserts
 
@@ -52,6 +53,7 @@ def program_of(
             and isinstance(body := _attribute(module, str(n.target)), nn.Module)
         },
         dynamic=dynamic,
+        batched=free_batch([n.meta.get("val") for n in placeholders], args, kwargs),
         how=how,
     )
 

@@ -79,7 +79,7 @@ def copy_with(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     """A deep copy of the model in which the named tensors are the given objects, wherever the model
     refers to them. Names may also be those of tensors it holds as plain attributes."""
     known = tensors_by_name(model)
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = dict(computed(model))
     for name, tensor in tensors.items():
         old = known.get(name)
         if old is None:
@@ -87,6 +87,13 @@ def copy_with(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
         if isinstance(old, Tensor):
             memo[id(old)] = tensor
     return copy.deepcopy(model, memo)
+
+
+def computed(model: nn.Module) -> dict[int, Tensor]:
+    """Copies, by id, of what modules hold that autograd made (the weight of weight_norm's hook,
+    made again by each forward): deepcopy refuses those."""
+    held = (value for m in model.modules() for value in vars(m).values())
+    return {id(t): t.detach().clone() for t in held if isinstance(t, Tensor) and not t.is_leaf}
 
 
 def add_tensor(model: nn.Module, name: str, tensor: Tensor) -> bool:

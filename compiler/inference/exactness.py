@@ -35,9 +35,11 @@ KEEP_ZERO = frozenset(
         "max_pool2d_with_indices upsample_nearest1d upsample_nearest2d upsample_nearest3d "
         "upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d "
         "_upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad1d reflection_pad2d "
-        "replication_pad1d replication_pad2d grid_sampler zeros new_zeros zeros_like "
+        "replication_pad1d replication_pad2d grid_sampler zeros new_zeros zeros_like empty "
+        "new_empty empty_like hstack vstack row_stack dstack column_stack hsplit vsplit dsplit "
         "embedding linalg_vector_norm norm rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell "
-        "rnn_relu_cell"
+        "rnn_relu_cell fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft fft_fft2 fft_ifft2 "
+        "fft_rfft2 fft_irfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_fftshift fft_ifftshift"
     ).split()
 )
 CONTRACTIONS = frozenset(
@@ -112,7 +114,7 @@ class _Zeros:
         """Variables that no operand carries: copies (expand, repeat), which no parameter masks."""
         if not any(self.inference.terms.get(n) for n in node.all_input_nodes):  # made from sizes
             return set()
-        if op_name(node.target).removeprefix("aten::") == "new_zeros":
+        if op_name(node.target).removeprefix("aten::") in ("new_zeros", "new_empty"):
             return set()
         return self._carried(node).difference(*map(self._carried, node.all_input_nodes))
 

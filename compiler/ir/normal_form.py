@@ -155,12 +155,18 @@ def concat(parts: Sequence[Term]) -> Term:
             if flat and isinstance(p, Fixed) and isinstance(flat[-1], Fixed):
                 sizes = (flat[-1].size, p.size)
                 total = None if None in sizes else sum(s for s in sizes if s is not None)
-                flat[-1] = Fixed(total, flat[-1].reason)
+                flat[-1] = Fixed(total, _why_fixed(flat[-1], p))
             else:
                 flat.append(p)
     if not flat:
         return Fixed(0, UNIT.reason)
     return flat[0] if len(flat) == 1 else Concat(tuple(flat))
+
+
+def _why_fixed(a: Fixed, b: Fixed) -> Reason:
+    """Of two neighbours: to be a single entry is no reason beside another one."""
+    reasons = [r for r in (a.reason, b.reason) if r != UNIT.reason]
+    return reasons[0] if reasons else Reason("cut into single entries")
 
 
 def indexed(base: Term, index: Sequence[int]) -> Term:

@@ -21,7 +21,8 @@ class Program:
     node holds a flat tuple. `tensors`: parameters, buffers and lifted constants by their fully
     qualified name in the model; tied weights occur once. `aliases`: for a name in `tensors`, the
     other names of the same tensor in the model. `bodies`: sub-graphs of higher-order ops that were
-    not inlined, by get_attr target. `selection`: with `outputs=`, which of the model's flat outputs
+    not inlined, by get_attr target. `dynamic`: some axis of an input is; `batched`: the call can be
+    taken at another batch size. `selection`: with `outputs=`, which of the model's flat outputs
     the program returns.
     """
 
@@ -37,6 +38,7 @@ class Program:
     bodies: dict[str, nn.Module] = dataclasses.field(default_factory=dict)
     selection: list[int] | None = None
     dynamic: bool = False
+    batched: bool = False
     how: str = "torch.export"
     notes: list[str] = dataclasses.field(default_factory=list)
 

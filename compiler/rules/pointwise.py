@@ -19,7 +19,7 @@ UNTAGGED = (
     "hardsigmoid zeros_like ones_like full_like empty_like rand_like randn_like where "
     "masked_fill bernoulli __and__ __or__ __xor__ floor_divide true_divide divide "
     "multiply subtract square float relu6 log_sigmoid logsigmoid_backward mish selu celu "
-    "clip lerp uniform normal positive _conj resolve_conj resolve_neg real conj "
+    "clip lerp uniform normal positive _conj resolve_conj resolve_neg real imag conj "
     "requires_grad_ nan_to_num softplus greater less greater_equal less_equal not_equal "
     "eq ne rrelu special_expit special_erf _assert_async pow arctan2 atan2 fmod remainder "
     "isclose logit special_xlog1py xlogy clamp _autocast_to_reduced_precision "

@@ -234,16 +234,32 @@ def _set_output_size(rw: NodeRewriter, term: Term) -> None:
 
 @op_rule("aten::cat", "aten::concat", "aten::concatenate")
 def cat(c: RuleContext, tensors: Any, dim: Any) -> Terms:
-    parts = [x for x in tensors if c.shape(x) != [0]]  # legacy: empty 1-d tensors are ignored
-    rank = len(c.out_shape)
-    axis = c.axis(dim or 0, rank)
-    first = c.terms(parts[0])
-    for x in parts[1:]:
-        for i, (a, b) in enumerate(zip(first, c.terms(x), strict=True)):
+    parts = [c.terms(x) for x in tensors if c.shape(x) != [0]]  # legacy: empty 1-d ones are ignored
+    return _joined(c, parts, c.axis(dim or 0, len(c.out_shape)))
+
+
+def _joined(c: RuleContext, parts: list[Terms], axis: int) -> Terms:
+    first = list(parts[0])
+    for terms in parts[1:]:
+        for i, (a, b) in enumerate(zip(first, terms, strict=True)):
             if i != axis:
                 c.unify(a, b)
-    first[axis] = concat([c.terms(x)[axis] for x in parts])
+    first[axis] = concat([terms[axis] for terms in parts])
     return first
+
+
+@op_rule("aten::hstack", "aten::vstack", "aten::row_stack", "aten::dstack", "aten::column_stack")
+def joined_by_name(c: RuleContext, tensors: Any) -> Terms:
+    """As cat along axis 1 (0 of vectors), 0 and 2; a vector is a row, in column_stack a column."""
+    parts = [c.terms(x) for x in tensors]
+    if c.op == "hstack":
+        return _joined(c, parts, min(1, len(parts[0]) - 1))
+    if c.op == "column_stack":
+        return _joined(c, [[*t, UNIT] if len(t) == 1 else t for t in parts], 1)
+    parts = [[UNIT, *t] if len(t) == 1 else t for t in parts]
+    if c.op == "dstack":
+        return _joined(c, [[*t, UNIT] if len(t) == 2 else t for t in parts], 2)
+    return _joined(c, parts, 0)
 
 
 @op_rule("aten::stack")
@@ -296,6 +312,12 @@ def split(c: RuleContext, x: Any, dim: Any) -> tuple[Terms, ...]:
 
     c.on_rewrite(rewrite)
     return results
+
+
+@op_rule("aten::hsplit", "aten::vsplit", "aten::dsplit")
+def split_by_name(c: RuleContext, x: Any) -> tuple[Terms, ...]:
+    axis = {"hsplit": min(1, len(c.terms(x)) - 1), "vsplit": 0, "dsplit": 2}[c.op]
+    return split(c, x, axis)
 
 
 def _is_symbolic(x: fx.Node, axis: int) -> bool:

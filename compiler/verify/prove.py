@@ -39,15 +39,15 @@ BRANCH = (
 
 
 def verification_inputs(state: Compilation, seed: int = 1) -> list[list[Any]]:
-    """Flat inputs the checks run on: fresh ones, at another batch size when that is dynamic, and
+    """Flat inputs the checks run on: fresh ones, at another batch size where there is a batch, and
     calibration batches."""
     program = state.graph.program
     fresh = fresh_inputs(program.args, program.kwargs, seed=seed)
     inputs = [program.flat_inputs(*fresh)]
-    if program.dynamic:
+    if program.batched:
         inputs.append(program.flat_inputs(*resize_batch(*fresh_inputs(*fresh, seed=seed + 1), 2)))
     few = state.calibration[:CALIBRATION_CHECKED]
-    if program.dynamic:  # rows enough to see a difference; the proof needs variety, not volume
+    if program.batched:  # rows enough to see a difference; the proof needs variety, not volume
         few = [list(resize_batch(tuple(flat), {}, ROWS_CHECKED)[0]) for flat in few]
     return inputs + few
 
