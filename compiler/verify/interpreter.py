@@ -44,13 +44,24 @@ class ProgramInterpreter(fx.Interpreter):
         self._copies: dict[Any, Tensor] = {}
 
     def __call__(self, inputs: Sequence[Any]) -> list[Any]:
-        """The flat outputs for flat inputs, without gradients, in full float precision."""
+        """The flat outputs for flat inputs, without gradients, in full float precision.
+
+        Every run sees the same random numbers: models that draw some (random masking, hashing) are
+        compared like any other.
+        """
         inputs = [self._cast(x) for x in inputs]
-        with torch.no_grad(), full_precision(), _default_dtype(self.dtype):
+        with torch.no_grad(), full_precision(), _default_dtype(self.dtype), self._same_numbers():
             # in-place ops may write to inputs and tensors: those stay the caller's
             self._copies.clear()
             fresh = [x.clone() if isinstance(x, Tensor) else x for x in inputs]
             return output_values(self.run(*fresh, enable_io_processing=False))
+
+    @contextlib.contextmanager
+    def _same_numbers(self) -> Iterator[None]:
+        device = self.program.device()
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(0)
+            yield
 
     def _cast(self, x: Any) -> Any:
         if self.dtype is not None and isinstance(x, Tensor) and x.is_floating_point():
