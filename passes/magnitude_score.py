@@ -48,11 +48,12 @@ class MagnitudeScore(Pass):
             tensor = graph.program.tensors[name]
             if not isinstance(tensor, nn.Parameter) or tensor.device.type == "meta":
                 continue
+            wide = torch.promote_types(tensor.dtype, torch.float32)
             others = [a for a in range(tensor.dim()) if a != axis]
             norms = (
-                torch.linalg.vector_norm(tensor, self.norm, dim=others, dtype=torch.float32)
+                torch.linalg.vector_norm(tensor, self.norm, dim=others, dtype=wide)
                 if others
-                else tensor.abs().float()
+                else tensor.abs().to(wide)
             ).detach()
             per_position = norms.double().cpu() ** self.norm
             labels = term_labels(graph.inference.tensors[name][axis], dimension.var)
