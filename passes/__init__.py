@@ -5,6 +5,7 @@ from .distill import Distill
 from .magnitude_score import MagnitudeScore
 from .prune_channels import PruneChannels
 from .prune_heads import PruneHeads
+from .reconstruct import Reconstruct
 from .sparse_to_dense import SparseToDense
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "MagnitudeScore",
     "PruneChannels",
     "PruneHeads",
+    "Reconstruct",
     "SparseToDense",
 ]

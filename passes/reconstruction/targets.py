@@ -1,0 +1,144 @@
+"""The smaller model's layers against the original's: what each reads, and by how much it is off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+
+from ...compiler.ir.program import Program
+from ...compiler.ir.terms import variables
+from ...compiler.rewrite.slicing import term_indices
+from ...compiler.verify.interpreter import ProgramInterpreter
+from ..calibration.moments import Moments
+from ..calibration.rows import sample
+from ..calibration.streams import Stream
+from ..calibration.tokens import TokenMasks
+from .consumers import Consumer, columns
+
+if TYPE_CHECKING:
+    from ...compiler.compilation import Compilation
+
+SAME = 1e-10  # of the energy of the target: the rounding of float32, squared, and some more
+
+
+class Comparison:
+    """Both programs on the same batches, the smaller one with the weights it has by then.
+
+    The original gives the targets, at the entries that were kept; the smaller model, repaired so
+    far, the inputs. So each layer also makes up for what the ones before it could not.
+    """
+
+    def __init__(self, state: Compilation, batches: Sequence[Sequence[Any]]) -> None:
+        assert state.dense is not None
+        self.state, self.batches = state, batches
+        self.dense: Program = state.dense.program
+        self.kept = state.plan.combined()
+        self.masks = TokenMasks(self.dense, batches)
+        self.restart()
+
+    def restart(self) -> None:
+        """Run both from their inputs again: weights that had been used were changed."""
+        self.original = Stream(self.state.graph.program, self.batches)
+        self.smaller = Stream(self.dense, self.batches)
+
+    def off(self, consumer: Consumer, constant: str | None) -> tuple[int, bool]:
+        """How many rows a consumer has, and whether it gives anything else than the original.
+
+        `constant`: the tensor that a sum behind the consumer adds.
+        """
+        count, missed, energy = 0, 0.0, 0.0
+        for node in consumer.nodes:
+            for _, _, error, target in self._errors(consumer, node, constant):
+                count += error.numel() // self._outer(consumer)
+                missed += float(error.square().sum())
+                energy += float(target.double().square().sum())
+        return count, not missed <= SAME * energy
+
+    def moments(
+        self,
+        consumer: Consumer,
+        constant: str | None,
+        share: float,
+        generator: torch.Generator,
+        second: bool,
+    ) -> Moments:
+        """The moments of a consumer over all its nodes, on a random `share` of the rows; padding is
+        left out. `second`: as `Moments` takes it."""
+        weight = self.dense.tensors[consumer.weight]
+        inner, outer = columns(weight, consumer)
+        moments = Moments(consumer.groups, inner, outer, weight.device, second)
+        for node in consumer.nodes:
+            for batch, x, error, _ in self._errors(consumer, node, constant):
+                tokens = self.masks.rows(node, batch, consumer.row_shape(error))
+                start = 0
+                for inputs, errors in consumer.blocks(x, error):
+                    stop = start + inputs.shape[1]
+                    if tokens is not None:
+                        own = tokens[start:stop]
+                        inputs, errors = inputs[:, own], errors[:, own]
+                    moments.add(*sample(inputs, errors, share, generator))
+                    start = stop
+        return moments
+
+    def _errors(
+        self, consumer: Consumer, node: fx.Node, constant: str | None
+    ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+        """Per batch: its number, what the node reads, target minus result in double, the target."""
+        if self.smaller.passed(node):
+            self.restart()
+        original = self.original.by_name[node.name]
+        self.smaller.advance(node)
+        self.original.advance(original, through=True)
+        for batch in range(len(self.batches)):
+            self.smaller.turn_to(batch)
+            self.original.turn_to(batch)
+            result = self.smaller.run_node(node).double()
+            if constant is not None:
+                result = result + self.dense.tensors[constant]
+            target = self._kept(original, self.original.value_of(original))
+            x = self.smaller.value_of(consumer.input_of(node))
+            yield batch, x, target.double() - result, target
+
+    def _kept(self, original: fx.Node, value: Tensor) -> Tensor:
+        """Of an original's value, what the smaller model has of it."""
+        for axis, term in enumerate(self.state.graph.inference.terms[original]):
+            if any(v in self.kept for v in variables(term)):
+                value = value.index_select(axis, term_indices(term, self.kept).to(value.device))
+        return value
+
+    def _outer(self, consumer: Consumer) -> int:
+        weight = self.dense.tensors[consumer.weight]
+        return columns(weight, consumer)[1] * consumer.groups
+
+
+def output_error(
+    state: Compilation, batches: Sequence[Sequence[Any]], masks: TokenMasks
+) -> float | None:
+    """|smaller - original|² / |original|² over the batches, the mean of the float outputs; None
+    where there is none. Padding does not count."""
+    assert state.dense is not None
+    program = state.graph.program
+    runs = ProgramInterpreter(program), ProgramInterpreter(state.dense.program)
+    node = next(n for n in program.graph.nodes if n.op == "output")
+    sources = node.args[0] if isinstance(node.args[0], (tuple, list)) else (node.args[0],)
+    missed: dict[int, float] = {}
+    energy: dict[int, float] = {}
+    for batch, flat in enumerate(batches):
+        values = zip(sources, *(run(flat) for run in runs), strict=True)
+        for i, (source, a, b) in enumerate(values):
+            if not (
+                isinstance(a, Tensor) and a.is_floating_point() and isinstance(source, fx.Node)
+            ):
+                continue
+            a, b = a.double(), b.double()
+            tokens = masks.rows(source, batch, a.shape[:2]) if a.dim() > 2 else None
+            if tokens is not None:
+                a, b = a.flatten(0, 1)[tokens], b.flatten(0, 1)[tokens]
+            finite = a.isfinite()  # a mask's -inf is right or wrong, not far
+            missed[i] = missed.get(i, 0.0) + float((a - b)[finite].square().sum())
+            energy[i] = energy.get(i, 0.0) + float(a[finite].square().sum())
+    shares = [missed[i] / energy[i] for i in missed if energy[i] > 0]
+    return sum(shares) / len(shares) if shares else None
