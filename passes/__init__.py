@@ -5,6 +5,7 @@ from .distill import Distill
 from .magnitude_score import MagnitudeScore
 from .prune_channels import PruneChannels
 from .prune_heads import PruneHeads
+from .recalibrate_batch_norm import RecalibrateBatchNorm
 from .reconstruct import Reconstruct
 from .sparse_to_dense import SparseToDense
 
@@ -14,6 +15,7 @@ __all__ = [
     "MagnitudeScore",
     "PruneChannels",
     "PruneHeads",
+    "RecalibrateBatchNorm",
     "Reconstruct",
     "SparseToDense",
 ]

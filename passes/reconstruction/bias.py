@@ -11,7 +11,8 @@ from torch import Tensor, fx, nn
 from ...compiler.emit.build import Dense
 from ...compiler.inference.rule import bound_arguments, op_name
 from ...compiler.rewrite.rewrite import CONSTANT
-from .consumers import Consumer, tensor_uses
+from ..calibration.uses import tensor_uses
+from .consumers import Consumer
 
 if TYPE_CHECKING:
     from ...compiler.compilation import Compilation
@@ -42,7 +43,7 @@ def find_place(state: Compilation, consumer: Consumer, add: bool) -> BiasPlace |
         if None in given or len(read) != 1 or any(b.op != "get_attr" for b in given if b):
             return "its bias is computed, or not the same at each use"
         name = read.pop()
-        others = [n for n in tensor_uses(graph, name) if n not in consumer.nodes]
+        others = [n for n in tensor_uses(graph)[name] if n not in consumer.nodes]
         return f"its bias is also read by {others[0].name}" if others else BiasPlace(name)
     behind = next(iter(first.users)) if len(first.users) == 1 else None
     if len(consumer.nodes) > 1 or behind is None:
@@ -73,7 +74,7 @@ def _mean_behind(graph: fx.Graph, node: fx.Node, behind: fx.Node) -> str | None:
     mean = given["running_mean"]
     if given["x"] is not node or given["training"] or not isinstance(mean, fx.Node):
         return None
-    alone = mean.op == "get_attr" and tensor_uses(graph, str(mean.target)) == [behind]
+    alone = mean.op == "get_attr" and tensor_uses(graph)[str(mean.target)] == [behind]
     return str(mean.target) if alone else None
 
 

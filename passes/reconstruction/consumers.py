@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from ...compiler.inference.rule import bound_arguments, op_name
 from ...compiler.ir.program import Program
 from ..calibration.rows import Patches, flat_rows
+from ..calibration.uses import TRANSPOSED, follow, tensor_uses
 
 # The arguments (input, weight, bias) of each op; a linear weight is [O, D], a matrix [D, O].
 _LINEAR = {"aten::linear": ("x", "weight", "bias")}
@@ -22,7 +23,6 @@ _MATRIX = {
 }
 _CONVOLUTION = {f"aten::conv{rank}d": ("x", "weight", "bias") for rank in (1, 2)}
 _ARGUMENTS = {**_LINEAR, **_MATRIX, **_CONVOLUTION}
-_TRANSPOSED = ("aten::t", "aten::transpose", "aten::numpy_T", "aten::mT")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ def find_consumers(
     what it does to its own input is no linear question.
     """
     nodes = {n.name: n for n in program.graph.nodes}
-    uses = _uses(program.graph)
+    uses = tensor_uses(program.graph)
     found: dict[tuple[Any, ...], list[fx.Node]] = {}
     reasons: dict[str, str] = {}
     for name in contractions:
@@ -100,7 +100,7 @@ def find_consumers(
         others = [n for n in uses[weight] if n not in own]
         if others:
             reason = f"its weight {weight} is also read by {others[0].name}"
-        elif _follow(own):
+        elif follow(own):
             reason = f"the uses of its weight {weight} follow one another"
         else:
             consumers.append(Consumer(weight, tuple(own), flipped, patches))
@@ -120,7 +120,7 @@ def _read(program: Program, node: fx.Node) -> tuple[str, bool, Patches | None] |
         return "it scales its product or its bias"
     source, argument, bias = _ARGUMENTS[op]
     weight, flipped = given[argument], op in _MATRIX
-    if isinstance(weight, fx.Node) and op_name(weight.target) in _TRANSPOSED:
+    if isinstance(weight, fx.Node) and op_name(weight.target) in TRANSPOSED:
         weight, flipped = weight.args[0], not flipped
     if not isinstance(weight, fx.Node) or weight.op != "get_attr":
         return "its weight is computed, or stands on the left"
@@ -137,37 +137,6 @@ def _read(program: Program, node: fx.Node) -> tuple[str, bool, Patches | None] |
     if bias and isinstance(given[bias], fx.Node) and given[bias].meta["val"].dim() != 1:
         return "what it adds is no vector"
     return (str(weight.target), flipped, None) if isinstance(x, fx.Node) else "it has no input"
-
-
-def _uses(graph: fx.Graph) -> dict[str, list[fx.Node]]:
-    """Per tensor name the nodes that read it, through a transposition."""
-    uses: dict[str, list[fx.Node]] = {}
-    for node in graph.nodes:
-        if node.op != "get_attr":
-            continue
-        for user in node.users:
-            turned = op_name(user.target) in _TRANSPOSED
-            uses.setdefault(str(node.target), []).extend(user.users if turned else [user])
-    return uses
-
-
-def tensor_uses(graph: fx.Graph, name: str) -> list[fx.Node]:
-    """The nodes that read a tensor, through a transposition."""
-    return _uses(graph).get(name, [])
-
-
-def _follow(nodes: list[fx.Node]) -> bool:
-    """Whether one of the nodes depends on another."""
-    if len(nodes) < 2:
-        return False
-    below: set[fx.Node] = set()
-    for node in nodes[0].graph.nodes:
-        fed = any(x in below for x in node.all_input_nodes)
-        if fed and node in nodes:
-            return True
-        if fed or node in nodes:
-            below.add(node)
-    return False
 
 
 def columns(weight: Tensor, consumer: Consumer) -> tuple[int, int]:

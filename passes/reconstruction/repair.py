@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ..calibration.moments import Moments
+from ..calibration.outputs import output_error
 from .bias import BiasPlace, add_bias, find_place
 from .consumers import Consumer, columns, find_consumers
 from .least_squares import best_shift, solve
-from .targets import Comparison, output_error
+from .targets import Comparison
 
 if TYPE_CHECKING:
     from ...compiler.compilation import Compilation
@@ -61,8 +62,7 @@ class Repair:
 
     def run(self) -> tuple[float | None, float | None]:
         """Repair every consumer; gives the error of the model's outputs before and after."""
-        measure = self.state, self.comparison.batches, self.comparison.masks
-        before = output_error(*measure)
+        before = output_error(self.state, self.comparison.batches)
         for consumer in self.consumers:
             reason = self._scaled(consumer)
             if reason:
@@ -71,7 +71,7 @@ class Repair:
             outcome = self.outcomes[consumer.weight] = self._repair(consumer)
             if outcome.changed and len(consumer.nodes) > 1:
                 self.comparison.restart()
-        after = output_error(*measure)
+        after = output_error(self.state, self.comparison.batches)
         if before is not None and after is not None and not after < before and self._before:
             for name, old in self._before.items():
                 self.tensors[name].detach().copy_(old)

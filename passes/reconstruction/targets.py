@@ -11,7 +11,6 @@ from torch import Tensor, fx
 from ...compiler.ir.program import Program
 from ...compiler.ir.terms import variables
 from ...compiler.rewrite.slicing import term_indices
-from ...compiler.verify.interpreter import ProgramInterpreter
 from ..calibration.moments import Moments
 from ..calibration.rows import sample
 from ..calibration.streams import Stream
@@ -112,33 +111,3 @@ class Comparison:
     def _outer(self, consumer: Consumer) -> int:
         weight = self.dense.tensors[consumer.weight]
         return columns(weight, consumer)[1] * consumer.groups
-
-
-def output_error(
-    state: Compilation, batches: Sequence[Sequence[Any]], masks: TokenMasks
-) -> float | None:
-    """|smaller - original|² / |original|² over the batches, the mean of the float outputs; None
-    where there is none. Padding does not count."""
-    assert state.dense is not None
-    program = state.graph.program
-    runs = ProgramInterpreter(program), ProgramInterpreter(state.dense.program)
-    node = next(n for n in program.graph.nodes if n.op == "output")
-    sources = node.args[0] if isinstance(node.args[0], (tuple, list)) else (node.args[0],)
-    missed: dict[int, float] = {}
-    energy: dict[int, float] = {}
-    for batch, flat in enumerate(batches):
-        values = zip(sources, *(run(flat) for run in runs), strict=True)
-        for i, (source, a, b) in enumerate(values):
-            if not (
-                isinstance(a, Tensor) and a.is_floating_point() and isinstance(source, fx.Node)
-            ):
-                continue
-            a, b = a.double(), b.double()
-            tokens = masks.rows(source, batch, a.shape[:2]) if a.dim() > 2 else None
-            if tokens is not None:
-                a, b = a.flatten(0, 1)[tokens], b.flatten(0, 1)[tokens]
-            finite = a.isfinite()  # a mask's -inf is right or wrong, not far
-            missed[i] = missed.get(i, 0.0) + float((a - b)[finite].square().sum())
-            energy[i] = energy.get(i, 0.0) + float(a[finite].square().sum())
-    shares = [missed[i] / energy[i] for i in missed if energy[i] > 0]
-    return sum(shares) / len(shares) if shares else None
