@@ -38,6 +38,7 @@ class Reconstruct(Pass):
         add_bias: give a bias to standard layers that have none. A layer whose batch norm follows
             uses the norm's running mean, with or without this.
         seed: of the choice of rows.
+        progress: show a bar with the layers done and the time left, on terminals.
 
     Raises:
         PlanError: options out of range, or no calibration data.
@@ -50,6 +51,7 @@ class Reconstruct(Pass):
     memory: int = 2**31
     add_bias: bool = True
     seed: int = 0
+    progress: bool = True
 
     name: ClassVar[str] = "reconstruct"
     needs: ClassVar[tuple[str, ...]] = ("dense",)
@@ -87,6 +89,8 @@ class Reconstruct(Pass):
             summary += f"; {len(repair.biases_added)} biases added"
         if repair.undone:
             summary += "; all undone: the outputs would not come closer to the original's"
+        if left_out:
+            summary += f"; {left_out} of {left_out + len(batches)} batches left out"
         if repair.reasons:
             summary += f"; {len(repair.reasons)} contractions not treated"
         return PassResult(bool(changed), summary, details)

@@ -165,6 +165,30 @@ def test_memory_limits_the_batches_and_one_is_always_used() -> None:
     assert used[2] == (6, 0)
 
 
+class FixedLength(nn.Module):
+    """A length written into forward, and so fixed by capture; the batch is dynamic."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(8, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.first(x))
+        return self.head(y.reshape(-1, 6, 16).mean(1))
+
+
+def test_batches_of_shapes_that_capture_fixed_are_left_out() -> None:
+    torch.manual_seed(0)
+    graph = compiler.capture(FixedLength().eval(), (torch.randn(4, 6, 8),))
+    steps = [passes.MagnitudeScore(), passes.PruneChannels(ratio=0.5), passes.SparseToDense()]
+    batches = [torch.randn(16, 6, 8), torch.randn(9, 6, 8), torch.randn(4, 5, 8)]
+    report = compiler.PassManager([*steps, passes.Reconstruct(batches)]).run(graph).report
+    assert report.passes[-1].details["batches"] == 2
+    assert "1 of 3 batches left out" in report.passes[-1].summary
+    with pytest.raises(PlanError, match="on none of the calibration batches"):
+        compiler.PassManager([*steps, passes.Reconstruct(batches[2:])]).run(graph)
+
+
 def test_without_calibration_data_repair_is_refused() -> None:
     graph = compiler.capture(small_cnn(), (IMAGES,))
     steps = [passes.MagnitudeScore(), passes.PruneChannels(ratio=0.5), passes.SparseToDense()]

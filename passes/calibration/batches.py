@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ...compiler.capture.batches import forward_arguments
 from ...compiler.errors import PlanError
+from ...compiler.ir.program import Program
+from ...compiler.verify.interpreter import ProgramInterpreter
 from .streams import Stream, measuring
 
 if TYPE_CHECKING:
@@ -18,12 +20,13 @@ if TYPE_CHECKING:
 def calibration_batches(
     state: Compilation, given: Iterable[Any] | None, memory: int, asks: str
 ) -> tuple[list[list[Any]], int]:
-    """Flat inputs of the program, and how many more batches did not fit.
+    """Flat inputs of the program, and how many batches were left out.
 
-    `given`: batches as `compile` takes them; None: those of the compilation. `memory`: bytes for
-    the values of all batches that are alive at once while the original and the smaller model run
-    side by side; estimated from the first batch, by the size of the inputs. One batch is always
-    used. Raises PlanError, naming the pass that `asks`, without any.
+    `given`: batches as `compile` takes them; None: those of the compilation. Left out are batches
+    of shapes that the captured program does not run on, and those beyond `memory`: bytes for the
+    values of all batches that are alive at once while the original and the smaller model run side
+    by side, estimated from the first batch by the size of the inputs. Raises PlanError, naming the
+    pass that `asks`, where there is nothing to use.
     """
     program = state.graph.program
     batches = (
@@ -36,15 +39,36 @@ def calibration_batches(
         raise PlanError(
             f"{asks} needs {what}: give calibration=, unlabelled batches, or leave the pass out."
         )
-    one = _size(batches[0])
+    known = {_shapes(program.flat_inputs()): True}
+    fitting = [flat for flat in batches if _fits(program, flat, known)]
+    if not fitting:
+        raise PlanError(f"{asks}: the captured program runs on none of the calibration batches.")
     with measuring():
-        peak = _peak(state, batches[0])
-    used = 0
-    for taken, flat in enumerate(batches):
-        used += peak * _size(flat) // max(1, one)
-        if used > memory and taken > 0:
-            return batches[:taken], len(batches) - taken
-    return batches, 0
+        peak = _peak(state, fitting[0])
+    held, taken = 0, 0
+    for flat in fitting:
+        held += peak * _size(flat) // max(1, _size(fitting[0]))
+        if held > memory and taken > 0:
+            break
+        taken += 1
+    return fitting[:taken], len(batches) - taken
+
+
+def _fits(program: Program, flat: Sequence[Any], known: dict[Any, bool]) -> bool:
+    """Whether the program runs on inputs of these shapes; `known` remembers."""
+    shapes = _shapes(flat)
+    if shapes not in known:
+        try:
+            with measuring():
+                ProgramInterpreter(program)(flat)
+            known[shapes] = True
+        except Exception:  # whatever an op says of a size that capture fixed
+            known[shapes] = False
+    return known[shapes]
+
+
+def _shapes(flat: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(x.shape if isinstance(x, Tensor) else None for x in flat)
 
 
 def _peak(state: Compilation, flat: Sequence[Any]) -> int:

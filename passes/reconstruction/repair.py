@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..calibration.moments import Moments
 from ..calibration.outputs import output_error
+from ..calibration.progress import shown
 from .bias import BiasPlace, add_bias, find_place
 from .consumers import Consumer, columns, find_consumers
 from .least_squares import best_shift, solve
@@ -63,7 +64,7 @@ class Repair:
     def run(self) -> tuple[float | None, float | None]:
         """Repair every consumer; gives the error of the model's outputs before and after."""
         before = output_error(self.state, self.comparison.batches)
-        for consumer in self.consumers:
+        for consumer in shown(self.consumers, "reconstruct", self.options.progress):
             reason = self._scaled(consumer)
             if reason:
                 self.reasons.update({node.name: reason for node in consumer.nodes})
