@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from tiny_models import IDS, IMAGES, small_cnn, tiny_bert
 from torch import Tensor, nn
 
@@ -163,6 +164,31 @@ def test_memory_limits_the_batches_and_one_is_always_used() -> None:
     assert 1 < used[1][0] < 6
     assert sum(used[1]) == 6
     assert used[2] == (6, 0)
+
+
+def test_a_decoder_has_its_own_padding() -> None:
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        d_model=16, d_ff=24, num_layers=1, num_decoder_layers=1, num_heads=2, d_kv=8, vocab_size=99
+    )
+    model = transformers.T5Model(config).eval()
+    call = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
+    call |= {f"decoder_{name}": value for name, value in call.items()}
+    program = compiler.capture(model, None, kwargs=call).program
+    encoder, decoder = torch.ones_like(IDS), torch.ones_like(IDS)
+    encoder[:, 5:], decoder[:, 2:] = 0, 0
+    call |= {"attention_mask": encoder, "decoder_attention_mask": decoder}
+    masks = TokenMasks(program, [program.flat_inputs((), call)])
+    counts: dict[str, int] = {}
+    for node in program.graph.nodes:
+        if node.op == "call_function" and node.target == torch.ops.aten.linear.default:
+            rows = masks.rows(node, 0, [2, 7])
+            assert rows is not None
+            counts[str(node.args[1].target)] = int(rows.sum())
+    of_encoder = {n for n in counts if n.startswith("encoder") or ".EncDecAttention.k" in n}
+    of_encoder |= {n for n in counts if ".EncDecAttention.v" in n}
+    assert len(of_encoder) == 8
+    assert counts == {name: 10 if name in of_encoder else 4 for name in counts}
 
 
 class FixedLength(nn.Module):

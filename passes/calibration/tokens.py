@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
-from ...compiler.ir.program import Program
+from ...compiler.ir.program import Program, fake_value
 
 MASK = "attention_mask"
 _DECODER = "decoder_"
@@ -27,7 +28,10 @@ class TokenMasks:
         starts = tuple(n for n in program.argument_names if n.startswith(_DECODER))
         for node in program.graph.nodes:
             own = node.op == "placeholder" and node.name.startswith(starts or "\0")
-            if own or any(x.name in self._decoder for x in node.all_input_nodes):
+            fed = any(x.name in self._decoder for x in node.all_input_nodes)
+            # a size is shared by both: it may be read off either
+            size = isinstance(fake_value(node), (int, torch.SymInt))
+            if own or (fed and not size):
                 self._decoder.add(node.name)
 
     def rows(self, node: fx.Node, batch: int, shape: Sequence[int]) -> Tensor | None:
