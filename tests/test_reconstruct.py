@@ -274,6 +274,41 @@ def test_tied_weights_are_left_alone() -> None:
     assert "also read by embedding" in report.details["not treated"]["linear_7"]
 
 
+class Attention(nn.Module):
+    """Fused attention, which derives its scale from the width of its heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(10, 24) for _ in range(3))
+        self.proj = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (f(x).unflatten(-1, (3, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_weights_that_hold_a_scale_are_left_alone() -> None:
+    model = seeded(lambda: nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 10)))
+    model = nn.Sequential(model, seeded(Attention)).eval()
+    batches = data(5, 6, 10, count=8)
+    graph = compiler.capture(model, (batches[0],))
+    cut = [
+        passes.MagnitudeScore(),
+        passes.PruneChannels(ratio=0.5, include=["hidden", "head-dim"]),
+        passes.SparseToDense(),
+    ]
+    raw, result = (
+        compiler.PassManager([*cut, *last]).run(graph, batches)
+        for last in ([], [passes.Reconstruct()])
+    )
+    assert set(result.plan.scales) == {"1.q.weight", "1.q.bias"}
+    assert torch.equal(result.model[1].q.weight, raw.model[1].q.weight)
+    assert not torch.equal(result.model[1].v.weight, raw.model[1].v.weight)
+    assert "holds an attention's scale" in str(details(result)["not treated"])
+    before, after = details(result)["output error"]
+    assert after < before / 2
+
+
 def test_few_rows_change_the_bias_only() -> None:
     model = seeded(lambda: Chain(nn.Linear(8, 64), nn.Linear(64, 5)))
     batches = data(4, 8)  # 16 rows for 32 inputs
