@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench wheel clean
+.PHONY: help setup demo test lint bench coverage wheel clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
@@ -28,6 +28,9 @@ lint: $(STAMP)  ## ruff and pyright
 
 bench: $(STAMP)  ## measure against the peers; ARGS= goes to benchmarks/run.py
 	$(RUN) benchmarks/run.py $(ARGS)
+
+coverage: $(STAMP)  ## compile every architecture of transformers; writes docs/coverage.md
+	$(RUN) benchmarks/coverage.py $(ARGS)
 
 wheel: $(STAMP)  ## build the wheel into dist/
 	rm -rf build dist

@@ -1,4 +1,5 @@
-"""How much of what exists prunec compiles: every architecture at a tiny configuration.
+"""How much of what exists prunec compiles: every architecture of transformers at a tiny
+configuration, and timm's and torchvision's families where these are installed.
 
     python benchmarks/coverage.py [NAME ...] [--jobs 2] [--no-onnx] [--resume]
 
@@ -15,44 +16,30 @@ import argparse
 import collections
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
-import time
+import threading
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import architectures
 import torch
-import torch.utils._pytree as pytree
+import vision_models
 from coverage_table import write_table
+from examination import enliven, examine
 from record import RESULTS, record
-from torch import Tensor, nn
+from torch import nn
 
-from prunec.compiler import capture
-from prunec.compiler.compilation import Compilation
-from prunec.compiler.emit.build import emit
-from prunec.compiler.inference.graph import Graph
+from prunec.compiler.inputs import synthetic_inputs
 from prunec.compiler.inputs.example_inputs import example_inputs
-from prunec.compiler.ir.program import Program
-from prunec.compiler.onnx_files.export import export_onnx
-from prunec.compiler.plan import Plan
-from prunec.compiler.rewrite.rewrite import rewrite
-from prunec.compiler.verify.backends import capture_error, select_like
-from prunec.compiler.verify.interpreter import ProgramInterpreter, relative_error
-from prunec.compiler.verify.oracles import (
-    permutation,
-    restricted_statistics,
-    unsupported_statistics,
-    zero_mask,
-)
-from prunec.compiler.verify.prove import verification_inputs
-from prunec.compiler.verify.structure import check_structure
 
 SECONDS = 120  # a model that takes longer is listed as too slow
-EXACT = 1e-4
+CHUNK = 8  # models a process takes before it makes room for a fresh one
 LARGEST = 40_000_000  # parameters of a "tiny" model
 
 
@@ -60,155 +47,11 @@ class TooSlowError(Exception):
     """A model took longer than its share of time."""
 
 
-def enliven(model: nn.Module) -> None:
-    """Weights of gain one and biases off zero: at their usual initial scale attention is uniform
-    and branches are small, so that wrong models look right."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            if not p.is_floating_point() or not p.numel():
-                continue
-            if p.dim() > 1:
-                spread = p.std() * p[0].numel() ** 0.5
-                if 0 < spread < 1:
-                    p.div_(spread)
-            else:
-                p.add_(0.1 * torch.randn(p.shape, generator=generator))
-
-
-def half_of_everything(graph: Graph, seed: int = 0) -> dict[str, list[int]]:
-    """A random half of every prunable dimension: a stress test, not a policy."""
-    generator = torch.Generator().manual_seed(seed)
-    kept: dict[str, list[int]] = {}
-    for d in graph.prunable.values():
-        count = max(d.minimum, d.size // 2, 1)
-        if count < d.size:
-            kept[d.name] = sorted(torch.randperm(d.size, generator=generator)[:count].tolist())
-    return kept
-
-
-def independent(graph: Graph, plan: Plan, dense: Program) -> float:
-    """The dense program against the user's model, run eagerly with everything outside the plan's
-    slices zeroed; in float64 where float32 rounds too much."""
-    error = _independent(graph, plan, dense, None)
-    return error if error <= EXACT else min(error, _independent(graph, plan, dense, torch.float64))
-
-
-def _independent(graph: Graph, plan: Plan, dense: Program, dtype: torch.dtype | None) -> float:
-    model, program = graph.source, graph.program
-    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    masked = {n: t.detach().clone() for n, t in own.items() if n in plan.slices() or dtype}
-    for name, axes in plan.slices().items():
-        for axis, kept in axes.items() if name in own else ():
-            gone = torch.ones(masked[name].shape[axis], dtype=torch.bool)
-            gone[kept] = False
-            masked[name].index_fill_(axis, gone.nonzero().reshape(-1), 0)
-
-    def cast(x: Any) -> Any:
-        x = x.clone()
-        return x.to(dtype) if dtype and x.is_floating_point() else x
-
-    args, kwargs = pytree.tree_map_only(Tensor, cast, (program.args, program.kwargs))
-    masked = {n: cast(t) for n, t in masked.items()}
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            expected = torch.func.functional_call(model, masked, args, kwargs)
-            torch.manual_seed(0)
-            found = ProgramInterpreter(dense, dtype=dtype)(dense.flat_inputs())
-    except RuntimeError:
-        if dtype is None:
-            raise
-        return float("inf")  # a model that names its dtype does not run in another
-    return relative_error(found, select_like(program, expected))
-
-
-def examine(model: nn.Module, args: Any, kwargs: Any, onnx: bool) -> dict[str, Any]:
-    """One row of the table; what fails is said in `failures`."""
-    row: dict[str, Any] = {"class": type(model).__name__, "failures": []}
-    failures: list[str] = row["failures"]
-    began = time.perf_counter()
-    graph = capture(model, args, kwargs=kwargs)
-    row["seconds_capture"] = round(time.perf_counter() - began, 2)
-    row["captured"] = f"{graph.program.how}, {'dynamic' if graph.program.dynamic else 'static'}"
-    row["nodes"] = len(graph.program.graph.nodes)
-    row["dimensions"] = dict(collections.Counter(d.kind for d in graph.prunable.values()))
-    row["blocked"] = dict(
-        collections.Counter(
-            d.blocked.text for d in graph.dimensions.values() if d.blocked is not None
-        )
-    )
-    row["frozen ops"] = dict(
-        collections.Counter(reason.text for reason in graph.inference.frozen.values())
-    )
-    failures += [f"rule: {text}" for text in graph.inference.failures.values()]
-    if not graph.prunable:
-        failures.append("nothing is prunable")
-        return row
-    plan = Plan(kept=half_of_everything(graph), graph=graph)
-    kept = plan.planned()
-    dense = rewrite(graph, kept)
-    check_structure(graph, dense, kept)
-    row["parameters"] = round(_count(dense.tensors) / _count(graph.program.tensors), 3)
-    inputs = verification_inputs(Compilation(graph))
-    _passed(capture_error(graph, inputs), failures)
-    exact = {n: k for n, k in plan.kept.items() if graph.dimensions[n].exact}
-    if exact:
-        part = Plan(kept=exact, graph=graph)
-        smaller = rewrite(graph, part.planned(), on_use=True)
-        row["zero mask"] = _passed(zero_mask(graph, smaller, part.planned(), inputs), failures)
-        row["masked eager"] = error = independent(graph, part, smaller)
-        if error > EXACT:
-            failures.append(f"masked eagerly: {error:.1e}")
-    if unsupported_statistics(graph, kept):
-        failures.append(f"no reference for {unsupported_statistics(graph, kept)[0].target}")
-    else:
-        check = restricted_statistics(graph, dense, kept, inputs)
-        row["restricted"] = _passed(check, failures)
-    row["permutation"] = _passed(permutation(graph, inputs[:1]), failures)
-    result, _ = emit(graph, dense, kept)
-    row["class kept"] = result.module is not None
-    row["module back end"] = result.module_reason
-    row["seconds"] = round(time.perf_counter() - began, 2)
-    if onnx:
-        try:
-            report = export_onnx(
-                result.model,
-                graph.program.args,
-                graph.program.kwargs,
-                RESULTS / f".coverage_{os.getpid()}.onnx",
-            )
-            row["onnx"] = report.max_rel_error
-        except Exception as error:
-            row["onnx"] = f"{error}"[:200]
-    return row
-
-
-def _count(tensors: dict[str, Tensor]) -> int:
-    return sum(t.numel() for t in tensors.values() if isinstance(t, nn.Parameter))
-
-
-def _passed(check: Any, failures: list[str]) -> float | None:
-    if not check.passed:
-        failures.append(f"{check.name}: {check.error:.1e} ({check.dtype})")
-    return check.error
-
-
 def one(name: str, onnx: bool) -> dict[str, Any]:
     """The row of one architecture; an exception becomes its failure."""
     why: list[str] = []
     try:
-        for model in architectures.tiny_models(name):
-            count = sum(p.numel() for p in model.parameters())
-            if count > LARGEST:
-                why.append(f"{count / 1e6:.0f}M parameters at the tiny configuration")
-                continue
-            enliven(model)
-            try:
-                args, kwargs = example_inputs(model)
-            except Exception as error:
-                why.append(_said(error))
-                continue
+        for model, args, kwargs in candidates(name, why):
             try:
                 return examine(model, args, kwargs, onnx)
             except Exception as error:
@@ -216,6 +59,33 @@ def one(name: str, onnx: bool) -> dict[str, Any]:
     except Exception as error:
         why.append(_said(error))
     return {"skipped": why[0]}
+
+
+def candidates(name: str, why: list[str]) -> Iterator[tuple[nn.Module, Any, dict[str, Any]]]:
+    """(model, args, kwargs) that run; `why` gathers what stood in the way of others."""
+    if ":" in name:
+        model, args = vision_models.build(name)
+        if _small_enough(model, why):
+            enliven(model)
+            yield model, args, {}
+        return
+    for model in architectures.tiny_models(name):
+        if not _small_enough(model, why):
+            continue
+        enliven(model)
+        try:
+            args, kwargs = example_inputs(model)
+        except Exception as error:
+            why.append(_said(error))
+            continue
+        yield model, args, kwargs
+
+
+def _small_enough(model: nn.Module, why: list[str]) -> bool:
+    count = sum(p.numel() for p in model.parameters())
+    if count > LARGEST:
+        why.append(f"{count / 1e6:.0f}M parameters")
+    return count <= LARGEST
 
 
 def _said(error: Exception) -> str:
@@ -226,6 +96,7 @@ def work(names: list[str], onnx: bool) -> None:
     """A worker: one JSON line an architecture on stdout."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    synthetic_inputs.TEXT_LENGTH = 40  # a scan over tokens is unrolled when it is captured
 
     def late(*_: Any) -> None:
         raise TooSlowError(f"more than {SECONDS} s")
@@ -250,7 +121,7 @@ def main() -> None:
     if options.worker:
         work(options.names, not options.no_onnx)
         return
-    names = options.names or architectures.architectures()
+    names = options.names or [*architectures.architectures(), *vision_models.names()]
     partial = RESULTS / "coverage.partial.jsonl"
     rows: dict[str, Any] = {}
     if options.resume and partial.exists():
@@ -274,27 +145,38 @@ def main() -> None:
         partial.unlink()
 
 
-def _run(names: list[str], jobs: int, no_onnx: bool) -> Any:
-    """Rows as they come, from `jobs` processes; one that dies loses its model only."""
+def _run(names: list[str], jobs: int, no_onnx: bool) -> Iterator[dict[str, Any]]:
+    """Rows as they come, from `jobs` processes at a time; one that dies loses its model only."""
     waiting = collections.deque(names)
-    while waiting:
-        chunk = [waiting.popleft() for _ in range(min(12 * jobs, len(waiting)))]
-        workers = []
-        for part in (chunk[i::jobs] for i in range(jobs)):
-            if part:
-                command = [sys.executable, __file__, "--worker", *part]
-                command += ["--no-onnx"] if no_onnx else []
-                workers.append((part, subprocess.Popen(command, stdout=subprocess.PIPE, text=True)))
-        for part, worker in workers:
-            assert worker.stdout is not None
-            done = 0
-            for line in worker.stdout:
-                if line.startswith("{"):
-                    done += 1
-                    yield json.loads(line)
-            if worker.wait() and done < len(part):
-                yield {"architecture": part[done], "failures": [f"exit {worker.returncode}"]}
-                waiting.extend(part[done + 1 :])
+    found: queue.Queue[dict[str, Any] | None] = queue.Queue()
+
+    def serve() -> None:
+        while waiting:
+            part = [waiting.popleft() for _ in range(min(CHUNK, len(waiting)))]
+            command = [sys.executable, __file__, "--worker", *part]
+            command += ["--no-onnx"] if no_onnx else []
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
+                assert worker.stdout is not None
+                rows = [line for line in worker.stdout if line.startswith("{") and _tell(line)]
+            if worker.returncode and len(rows) < len(part):
+                lost = {"architecture": part[len(rows)], "failures": [f"exit {worker.returncode}"]}
+                found.put(lost)
+                waiting.extend(part[len(rows) + 1 :])
+        found.put(None)
+
+    def _tell(line: str) -> bool:
+        found.put(json.loads(line))
+        return True
+
+    for _ in range(jobs):
+        threading.Thread(target=serve, daemon=True).start()
+    running = jobs
+    while running:
+        row = found.get()
+        if row is None:
+            running -= 1
+        else:
+            yield row
 
 
 if __name__ == "__main__":

@@ -49,9 +49,9 @@ class SparseToDense(Pass):
         # and permuted copies and the dense model are never held at once.
         inputs = verification_inputs(state)
         proven = rewrite(graph, combined, dead.folds, on_use=True)
+        check_structure(graph, proven, combined)
         state.checks = prove(graph, proven, planned, dead, inputs)
         program = rewrite(graph, combined, dead.folds)
-        check_structure(graph, program, combined)
         check_same(program, proven, inputs[0])
         state.dead = dead
         state.dense, built = emit(graph, program, combined)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from nets import IMAGE, TOKENS, conv, module, structure, weight
+from nets import IDS, IMAGE, TOKENS, conv, module, structure, weight
 from torch import Tensor, nn
 
 
@@ -118,3 +118,13 @@ def copies_of_an_input_summed() -> nn.Module:
 
     a = nn.Linear(8, 5, bias=False)
     return module(forward, a=a, head=nn.Linear(5, 3), tokens=nn.Linear(14, 3))
+
+
+@structure("hidden 9", args=(IDS,))
+def as_many_tokens_as_there_are_up_to_a_limit() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.up(x).relu()
+        best = x.sum(-1).topk(min(x.shape[1], 50), dim=-1).indices  # a symbolic number of them
+        return self.head(x).gather(1, best[..., None].expand(-1, -1, 5))
+
+    return module(forward, up=nn.Embedding(11, 9), head=nn.Linear(9, 5))

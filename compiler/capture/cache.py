@@ -23,7 +23,6 @@ def without_cache(model: nn.Module) -> dict[str, Any]:
     if not passes_on or text is None:
         return {}
     try:
-        own = text() is config  # its cache is its own matter, and torch keeps no axis dynamic
-        return {"use_cache": False} if not own and getattr(text(), "use_cache", None) else {}
+        return {"use_cache": False} if getattr(text(), "use_cache", None) else {}
     except ValueError:  # raised where there are several texts
         return {}

@@ -106,10 +106,13 @@ def arg_extremum(c: RuleContext, x: Any, dim: Any, keepdim: Any) -> Terms:
 
 
 @op_rule("aten::topk")
-def topk(c: RuleContext, x: Any, k: int, dim: Any) -> Any:
+def topk(c: RuleContext, x: Any, k: Any, dim: Any) -> Any:
     terms = c.terms(x)
     axis = c.axis(dim, len(terms))
-    if _second_result_is_used(c):
+    if not isinstance(k, int):
+        c.block(terms[axis], "a number of entries not known at capture is chosen")
+        k = _size(c, axis)
+    elif _second_result_is_used(c):
         c.numbered(None, _chosen(c, terms[axis], k))
     else:
         c.statistic(terms[axis], f"the first {k} of it")

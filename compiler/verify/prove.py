@@ -8,6 +8,8 @@ import torch
 
 from ..capture.batch import resize_batch
 from ..capture.examples import fresh_inputs
+from ..cause import cause
+from ..errors import VerificationError
 from ..inference.graph import Graph
 from ..ir.program import Program
 from ..rewrite.dead import DeadEntries
@@ -60,6 +62,20 @@ def prove(
     """
     if graph.program.is_meta:
         return [Check("all", None, "-", 0, skipped="weights are on the meta device")]
+    try:
+        return _checks(graph, program, planned, dead, inputs)
+    except VerificationError:
+        raise
+    except Exception as error:  # the structure check has passed: sizes depend on values
+        raise VerificationError(
+            f"a check cannot run ({cause(error)}): sizes in this model depend on computed values, "
+            "and masked weights compute others. Nothing was written."
+        ) from error
+
+
+def _checks(
+    graph: Graph, program: Program, planned: Kept, dead: DeadEntries, inputs: Inputs
+) -> list[Check]:
     checks = [
         require(capture_error(graph, inputs), lambda: BRANCH),
         require(permutation(graph, inputs[:1]), lambda: blame_permutation(graph, inputs[0])),
