@@ -14,6 +14,7 @@ from ..compiler.inference.rule import bound_arguments, op_name
 from ..compiler.ir.program import Program
 from ..compiler.passmanager import Pass, PassResult
 from .calibration.batches import calibration_batches
+from .calibration.moments import wide
 from .calibration.outputs import output_error
 from .calibration.streams import Stream, measuring
 from .calibration.uses import follow
@@ -128,7 +129,7 @@ def _recalibrate(
     moved: list[str] = []
     for norm in norms:
         mean, variance = program.tensors[norm.mean], program.tensors[norm.variance]
-        pivot = mean.detach().double()  # moments about it lose no digits to a large mean
+        pivot = wide(mean.detach())  # moments about it lose no digits to a large mean
         count, total, squares = 0, torch.zeros_like(pivot), torch.zeros_like(pivot)
         for node in norm.nodes:
             if stream.passed(node):
@@ -136,7 +137,7 @@ def _recalibrate(
             stream.advance(node)
             for batch in range(len(batches)):
                 stream.turn_to(batch)
-                rows = stream.value_of(bound_arguments(node)["x"]).double().movedim(1, -1)
+                rows = wide(stream.value_of(bound_arguments(node)["x"])).movedim(1, -1)
                 rows = rows.flatten(0, -2) - pivot
                 count += len(rows)
                 total += rows.sum(0)

@@ -176,6 +176,31 @@ def test_the_bias_goes_into_the_mean_of_a_batch_norm_behind() -> None:
     torch.testing.assert_close(moved, bias)
 
 
+def test_the_bias_goes_into_a_constant_that_was_folded_behind() -> None:
+    model = seeded(lambda: Chain(nn.Linear(8, 16), Product()))
+    with torch.no_grad():
+        model.first.weight[3], model.first.bias[3] = 0, 1  # this channel is always 1,
+        model.second.weight[3] = 10  # and too heavy to be cut
+    batches = data(30, 8)
+    raw, result = repaired(model, batches)
+    name = next(n for n in raw._state.dense.program.tensors if n.startswith("prunec_constant_"))
+    x = torch.relu(raw._state.dense.graph_module.first(torch.cat(batches)))
+    weight, bias = best(x, model(torch.cat(batches)))
+    tensors = result._state.dense.program.tensors
+    torch.testing.assert_close(tensors["second.weight"], weight)
+    torch.testing.assert_close(tensors[name].reshape(-1), bias)
+    assert "note" not in details(result)["layers"]["second.weight"]
+
+
+def test_a_batch_norm_over_another_axis_takes_no_bias() -> None:
+    model = seeded(lambda: Chain(nn.Linear(8, 16), nn.Linear(16, 7, bias=False), nn.BatchNorm1d(7)))
+    _, result = repaired(model, data(9, 7, 8))  # the norm runs over positions
+    assert torch.equal(result.model.behind.running_mean, model.behind.running_mean)
+    layer = details(result)["layers"]["second.weight"]
+    assert layer["kind"] == "least squares"
+    assert "another axis" in layer["note"]
+
+
 def test_each_layer_is_solved_on_what_the_repaired_ones_give() -> None:
     model = seeded(
         lambda: nn.Sequential(
@@ -374,6 +399,15 @@ def test_no_layer_gets_worse_on_the_calibration_data(dtype: torch.dtype) -> None
     assert [o["kind"] for o in layers].count("least squares") == 2
     before, after = details(result)["output error"]
     assert after < before
+
+
+def test_half_precision_convolutions_are_repaired() -> None:
+    torch.manual_seed(0)
+    model = Chain(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 8, 3)).to(torch.bfloat16).eval()
+    _, result = repaired(model, [x.bfloat16() for x in data(4, 3, 12, 12)], ridge=1e-2)
+    before, after = details(result)["output error"]
+    assert after < before / 2
+    assert result.model.second.weight.dtype == torch.bfloat16
 
 
 def test_all_is_undone_where_the_outputs_would_not_come_closer(

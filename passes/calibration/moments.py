@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 
 
+def wide(x: Tensor) -> Tensor:
+    """In float64; on the CPU where the device has none."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 class Moments:
     """Sums over rows of a layer's input x and of its output's error e, in G independent groups.
 

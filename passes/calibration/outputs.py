@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from ...compiler.ir.program import output_values
 from ...compiler.verify.interpreter import ProgramInterpreter
+from .moments import wide
 from .tokens import TokenMasks
 
 if TYPE_CHECKING:
@@ -33,10 +34,11 @@ def output_error(state: Compilation, batches: Sequence[Sequence[Any]]) -> float 
                 isinstance(a, Tensor) and a.is_floating_point() and isinstance(source, fx.Node)
             ):
                 continue
-            a, b = a.double(), b.double()
+            a, b = wide(a), wide(b)
             tokens = masks.rows(source, batch, a.shape[:2]) if a.dim() > 2 else None
             if tokens is not None:
-                a, b = a.flatten(0, 1)[tokens], b.flatten(0, 1)[tokens]
+                own = tokens.to(a.device)
+                a, b = a.flatten(0, 1)[own], b.flatten(0, 1)[own]
             finite = a.isfinite()  # a mask's -inf is right or wrong, not far
             missed[i] = missed.get(i, 0.0) + float((a - b)[finite].square().sum())
             energy[i] = energy.get(i, 0.0) + float(a[finite].square().sum())

@@ -46,6 +46,11 @@ class Patches:
         step = max(1, BLOCK // max(1, y[0, 0].numel() * x.shape[1] * math.prod(self.kernel)))
         for part, out in zip(x.split(step), y.split(step), strict=True):
             lead = [1] * (2 - rank)  # unfold wants two spatial axes
+            if part.dtype in (
+                torch.float16,
+                torch.bfloat16,
+            ):  # which unfold does not take everywhere
+                part = part.float()
             flat = F.unfold(
                 part.reshape(*part.shape[:2], *lead, *part.shape[2:]),
                 kernel_size=(*lead, *self.kernel),

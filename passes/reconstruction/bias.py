@@ -12,7 +12,7 @@ from ...compiler.emit.build import Dense
 from ...compiler.inference.rule import bound_arguments, op_name
 from ...compiler.rewrite.rewrite import CONSTANT
 from ..calibration.uses import tensor_uses
-from .consumers import Consumer
+from .consumers import Consumer, columns
 
 if TYPE_CHECKING:
     from ...compiler.compilation import Compilation
@@ -33,6 +33,23 @@ class BiasPlace:
 
 def find_place(state: Compilation, consumer: Consumer, add: bool) -> BiasPlace | str:
     """Where the consumer's bias goes, or why it has none. `add`: a new one may be made."""
+    place = _any_place(state, consumer, add)
+    if isinstance(place, str) or place.new:
+        return place
+    assert state.dense is not None
+    tensors, result = state.dense.program.tensors, consumer.nodes[0].meta["val"]
+    _, outer = columns(tensors[consumer.weight], consumer)
+    shape = [outer * consumer.groups]
+    if place.behind:  # shaped to be added along the axis that the weight makes
+        shape = [1] * result.dim()
+        shape[consumer.channel(result)] = outer * consumer.groups
+    elif place.sign < 0 and consumer.channel(result) != 1:
+        return "it has no bias, and the batch norm behind it runs over another axis"
+    same = list(tensors[place.tensor].shape) == shape
+    return place if same else "its bias has another shape than its result"
+
+
+def _any_place(state: Compilation, consumer: Consumer, add: bool) -> BiasPlace | str:
     dense = state.dense
     assert dense is not None
     graph = dense.program.graph

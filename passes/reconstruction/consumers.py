@@ -57,10 +57,12 @@ class Consumer:
 
     def row_shape(self, y: Tensor) -> list[int]:
         """The axes of the output that count rows."""
-        if self.patches is None:
-            return list(y.shape[:-1])
-        spatial = len(self.patches.kernel)
-        return [*y.shape[: y.dim() - spatial - 1], *y.shape[y.dim() - spatial :]]
+        channel = self.channel(y)
+        return [*y.shape[:channel], *y.shape[channel + 1 :]]
+
+    def channel(self, y: Tensor) -> int:
+        """The axis of the output that the weight makes."""
+        return y.dim() - 1 - (len(self.patches.kernel) if self.patches is not None else 0)
 
     def matrix(self, weight: Tensor) -> Tensor:
         """The weight, or anything of its shape, as [G, D, O]."""

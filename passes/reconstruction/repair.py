@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..calibration.moments import Moments
+from ..calibration.moments import Moments, wide
 from ..calibration.outputs import output_error
 from ..calibration.progress import shown
 from .bias import BiasPlace, add_bias, find_place
@@ -129,15 +129,15 @@ class Repair:
                 continue
             exact, new_weight = None, weight
             if wanted is not None:
-                old = consumer.matrix(weight.detach()).double()
+                old = consumer.matrix(wide(weight.detach()))
                 new_weight = consumer.weight_like(old + wanted, weight).to(weight.dtype)
-                exact = consumer.matrix(new_weight).double() - old
+                exact = wide(consumer.matrix(new_weight)) - old
             shift, new_bias = None, None
             if bias is not None:
                 vector = self._vector(bias, weight, moments)
                 ideal = bias.sign * best_shift(moments, exact).reshape(vector.shape)
-                new_bias = (vector.double() + ideal).to(vector.dtype)
-                actual = bias.sign * (new_bias.double() - vector.double())
+                new_bias = (wide(vector) + ideal).to(vector.dtype)
+                actual = bias.sign * (wide(new_bias) - wide(vector))
                 shift = actual.reshape(moments.e.shape)
             after = moments.error(exact, shift)
             if after < before:

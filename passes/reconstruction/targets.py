@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from ...compiler.ir.program import Program
 from ...compiler.ir.terms import variables
 from ...compiler.rewrite.slicing import term_indices
-from ..calibration.moments import Moments
+from ..calibration.moments import Moments, wide
 from ..calibration.rows import sample
 from ..calibration.streams import Stream
 from ..calibration.tokens import TokenMasks
@@ -53,7 +53,7 @@ class Comparison:
             for _, _, error, target in self._errors(consumer, node, constant):
                 count += error.numel() // self._outer(consumer)
                 missed += float(error.square().sum())
-                energy += float(target.double().square().sum())
+                energy += float(target.square().sum())
         return count, not missed <= SAME * energy
 
     def moments(
@@ -68,15 +68,16 @@ class Comparison:
         left out. `second`: as `Moments` takes it."""
         weight = self.dense.tensors[consumer.weight]
         inner, outer = columns(weight, consumer)
-        moments = Moments(consumer.groups, inner, outer, weight.device, second)
+        device = wide(weight.detach()[:0]).device
+        moments = Moments(consumer.groups, inner, outer, device, second)
         for node in consumer.nodes:
             for batch, x, error, _ in self._errors(consumer, node, constant):
                 tokens = self.masks.rows(node, batch, consumer.row_shape(error))
                 start = 0
-                for inputs, errors in consumer.blocks(x, error):
+                for inputs, errors in consumer.blocks(x.to(error.device), error):
                     stop = start + inputs.shape[1]
                     if tokens is not None:
-                        own = tokens[start:stop]
+                        own = tokens[start:stop].to(errors.device)
                         inputs, errors = inputs[:, own], errors[:, own]
                     moments.add(*sample(inputs, errors, share, generator))
                     start = stop
@@ -94,12 +95,12 @@ class Comparison:
         for batch in range(len(self.batches)):
             self.smaller.turn_to(batch)
             self.original.turn_to(batch)
-            result = self.smaller.run_node(node).double()
+            result = wide(self.smaller.run_node(node))
             if constant is not None:
-                result = result + self.dense.tensors[constant]
+                result = result + wide(self.dense.tensors[constant])
             target = self._kept(original, self.original.value_of(original))
             x = self.smaller.value_of(consumer.input_of(node))
-            yield batch, x, target.double() - result, target
+            yield batch, x, wide(target) - result, wide(target)
 
     def _kept(self, original: fx.Node, value: Tensor) -> Tensor:
         """Of an original's value, what the smaller model has of it."""
