@@ -45,12 +45,13 @@ def compile(
     """Compress `model` to `target`; the model itself is never changed, the result has its mode.
 
     `args`, `kwargs`, `dynamic_shapes`, `outputs`, `untie_tables`, `mode`: as `capture`.
-    `calibration`: unlabelled batches on which the result is also proven. `train`: batches to
-    recover on, by distillation from the original (left out without). `evaluate`: a callable on a
-    model, higher is better; below `floor` times the original's value (1 - `floor` of its size below
-    it) QualityError is raised. `device`: compile on this device (a copy of the model is moved
-    there). `recipe`: a TOML list of passes; `options`: per pass name, options that win over the
-    recipe's. `measure`: time original and result side by side.
+    `calibration`: unlabelled batches, by which the cut layers are repaired (left out without) and
+    on which the result is also proven. `train`: batches to recover on, by distillation from the
+    original (left out without). `evaluate`: a callable on a model, higher is better; below `floor`
+    times the original's value (1 - `floor` of its size below it) QualityError is raised.
+    `device`: compile on this device (a copy of the model is moved there). `recipe`: a TOML list of
+    passes; `options`: per pass name, options that win over the recipe's. `measure`: time original
+    and result side by side.
 
     Raises CaptureError, TargetError, PlanError, VerificationError, QualityError.
     """
@@ -64,7 +65,7 @@ def compile(
         tensors = (*model.parameters(), *model.buffers())
         if any(t.device != torch.device(device) for t in tensors):
             subject = copy.deepcopy(model, dict(computed(model))).to(device)
-    held = None if calibration is None else [to_device(b, device) for b in calibration]
+    held = [to_device(b, device) for b in calibration or ()] or None
     training = {m: m.training for m in subject.modules()}
     subject.eval()
     try:

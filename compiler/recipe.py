@@ -76,7 +76,7 @@ def build_pipeline(
                 f"{', '.join(used)}."
             )
     passes: list[Pass] = []
-    notes: list[str] = []
+    left_out: dict[str, list[str]] = {}
     offered = {**supplies, "train_loader": supplies.get("train")}
     for entry in entries:
         own = {k.replace("-", "_"): v for k, v in entry.items() if k not in ("use", "needs")}
@@ -86,7 +86,7 @@ def build_pipeline(
                 f"pass '{entry['use']}' needs '{need}', which is none of {', '.join(supplies)}."
             )
         if need is not None and supplies.get(need) is None:
-            notes.append(f"{entry['use']} was left out: no {need} data was given")
+            left_out.setdefault(need, []).append(entry["use"])
             continue
         cls = pass_class(entry["use"])
         fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
@@ -109,6 +109,11 @@ def build_pipeline(
         if missing:
             raise PlanError(f"pass '{entry['use']}' needs '{missing[0]}', which was not given.")
         passes.append(cls(**own))
+    notes = [
+        f"{' and '.join(names)} {'was' if len(names) == 1 else 'were'} left out: "
+        f"no {need} data was given"
+        for need, names in left_out.items()
+    ]
     if passes and not any(hasattr(step, "target") for step in passes):
         notes.append("no pass of the recipe takes the target: its own options decide the widths")
     return passes, notes

@@ -5,6 +5,8 @@ from .distill import Distill
 from .magnitude_score import MagnitudeScore
 from .prune_channels import PruneChannels
 from .prune_heads import PruneHeads
+from .recalibrate_batch_norm import RecalibrateBatchNorm
+from .reconstruct import Reconstruct
 from .sparse_to_dense import SparseToDense
 
 __all__ = [
@@ -13,5 +15,7 @@ __all__ = [
     "MagnitudeScore",
     "PruneChannels",
     "PruneHeads",
+    "RecalibrateBatchNorm",
+    "Reconstruct",
     "SparseToDense",
 ]

@@ -85,6 +85,28 @@ def test_without_training_data_the_report_says_so() -> None:
     assert "distill was left out: no train data was given" in report.notes
 
 
+def test_calibration_data_repairs_before_any_training() -> None:
+    report = compress(
+        calibration=images(4), train=images(2), options={"distill": {"steps": 1}}
+    ).report
+    names = [p.name for p in report.passes]
+    assert names[-4:] == ["sparse-to-dense", "reconstruct", "recalibrate-batch-norm", "distill"]
+    before, after = report.passes[-3].details["output error"]
+    assert after < before
+    assert "calibration" not in report.passes[-3].options
+    assert not any("left out" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("calibration", [None, []])
+def test_without_calibration_data_the_report_says_that_nothing_was_repaired(
+    calibration: list[Tensor] | None,
+) -> None:
+    report = compress(calibration=calibration).report
+    assert "reconstruct" not in [p.name for p in report.passes]
+    expected = "reconstruct and recalibrate-batch-norm were left out: no calibration data was given"
+    assert report.notes.count(expected) == 1
+
+
 # What stays as it was.
 
 

@@ -56,6 +56,15 @@ def test_a_score_is_the_norm_of_all_slices_an_entry_owns(norm: int, expected: li
     torch.testing.assert_close(state.scores["up:hidden"], wanted / wanted.mean())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_scores_do_not_depend_on_the_dtype(dtype: torch.dtype) -> None:
+    model = small().source.to(dtype)
+    state = Compilation(capture(model, (floats(3, 2).to(dtype),)))
+    MagnitudeScore(norm=1).run(state)
+    assert state.scores is not None
+    assert state.scores["up:hidden"].tolist() == pytest.approx([1.5, 0.6, 0.9])
+
+
 def test_the_score_of_a_head_sums_over_its_width() -> None:
     state = after("qkv_chunked")
     model = captured("qkv_chunked").source

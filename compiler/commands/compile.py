@@ -21,7 +21,7 @@ from ..sources.model import Source, import_factory
 from ..target import Target
 from .open_model import open_model
 
-CALIBRATION_BATCHES = 4  # of DATA, for the proof; recovery reads all
+CALIBRATION_BATCHES = 64  # of DATA, for repair without labels; recovery reads all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _data(options: CompileOptions, source: Source) -> list[Any] | None:
 
 
 def _unlabelled(data: list[Any] | None) -> list[Any] | None:
-    """The first batches without labels, for the proof."""
+    """The first batches without labels, for repair and the proof."""
     from ..capture.batches import split_batch
 
     if data is None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..inference.graph import Graph
 from ..inference.tables import READ
 from ..ir.program import Program, source_line
-from ..rewrite.rewrite import rewrite
+from ..rewrite.rewrite import CONSTANT, rewrite
 from ..rewrite.slicing import Kept, cut_tensor
 from ..verify.backends import reference_outputs
 from ..verify.interpreter import relative_error
@@ -29,7 +29,6 @@ from .config_sizes import config_decision
 from .replay import add_tensor, copy_with
 from .resize_modules import Changes, resize_standard
 
-_CONSTANT = "prunec_constant_"  # added by the rewrite where no bias could take a constant
 _INDICES = "prunec_indices_"  # what it selects from generated values
 
 
@@ -151,8 +150,8 @@ def _reason(outcome: Outcome, dense: Program) -> str:
     reason = outcome.text
     if not math.isinf(outcome.error):
         reason = f"the module runs but differs from the graph by {outcome.error:.2g}"
-    unplaced = [name for name in dense.tensors if name.startswith(_CONSTANT)]
+    unplaced = [name for name in dense.tensors if name.startswith(CONSTANT)]
     if unplaced:
-        where = ", ".join(name.removeprefix(_CONSTANT) for name in unplaced[:3])
+        where = ", ".join(name.removeprefix(CONSTANT) for name in unplaced[:3])
         reason += f" (constants were folded after {where}, which have no bias to take them)"
     return reason

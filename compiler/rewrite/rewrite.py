@@ -16,6 +16,8 @@ from ..ir.program import Program
 from ..ir.terms import Concat, Term, known_size, resolve, variables
 from .slicing import Kept, cut_tensor, gather_index, kept_size, term_indices, touches
 
+CONSTANT = "prunec_constant_"  # names a constant added behind a node that has no bias to take it
+
 
 @dataclasses.dataclass(frozen=True)
 class Fold:
@@ -226,7 +228,7 @@ def _like(old: Tensor, new: Tensor) -> Tensor:
 
 
 def _add_after(dense: Program, node: fx.Node, fold: Fold, vector: Tensor) -> None:
-    name = f"prunec_constant_{node.name}"
+    name = CONSTANT + node.name
     rank = node.meta["val"].dim()
     shape = [1] * rank
     shape[fold.axis] = -1

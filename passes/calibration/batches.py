@@ -1,0 +1,87 @@
+"""The batches that statistics are taken on, as many as memory holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ...compiler.capture.batches import forward_arguments
+from ...compiler.errors import PlanError
+from ...compiler.ir.program import Program
+from ...compiler.verify.interpreter import ProgramInterpreter
+from .streams import Stream, measuring
+
+if TYPE_CHECKING:
+    from ...compiler.compilation import Compilation
+
+
+def calibration_batches(
+    state: Compilation, given: Iterable[Any] | None, memory: int, asks: str
+) -> tuple[list[list[Any]], int]:
+    """Flat inputs of the program, and how many batches were left out.
+
+    `given`: batches as `compile` takes them; None: those of the compilation. Left out are batches
+    of shapes that the captured program does not run on, and those beyond `memory`: bytes for the
+    values of all batches that are alive at once while the original and the smaller model run side
+    by side, estimated from the first batch by the size of the inputs. Raises PlanError, naming the
+    pass that `asks`, where there is nothing to use.
+    """
+    program = state.graph.program
+    batches = (
+        state.calibration
+        if given is None
+        else [program.flat_inputs(*forward_arguments(item)) for item in given]
+    )
+    if not batches or program.is_meta:
+        what = "weights with values" if batches else "calibration data"
+        raise PlanError(
+            f"{asks} needs {what}: give calibration=, unlabelled batches, or leave the pass out."
+        )
+    known = {_shapes(program.flat_inputs()): True}
+    fitting = [flat for flat in batches if _fits(program, flat, known)]
+    if not fitting:
+        raise PlanError(f"{asks}: the captured program runs on none of the calibration batches.")
+    with measuring():
+        peak = _peak(state, fitting[0])
+    held, taken = 0, 0
+    for flat in fitting:
+        held += peak * _size(flat) // max(1, _size(fitting[0]))
+        if held > memory and taken > 0:
+            break
+        taken += 1
+    return fitting[:taken], len(batches) - taken
+
+
+def _fits(program: Program, flat: Sequence[Any], known: dict[Any, bool]) -> bool:
+    """Whether the program runs on inputs of these shapes; `known` remembers."""
+    shapes = _shapes(flat)
+    if shapes not in known:
+        try:
+            with measuring():
+                ProgramInterpreter(program)(flat)
+            known[shapes] = True
+        except Exception:  # whatever an op says of a size that capture fixed
+            known[shapes] = False
+    return known[shapes]
+
+
+def _shapes(flat: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(x.shape if isinstance(x, Tensor) else None for x in flat)
+
+
+def _peak(state: Compilation, flat: Sequence[Any]) -> int:
+    """The most bytes that one batch leaves in both programs between two contractions."""
+    assert state.dense is not None
+    streams = [Stream(p, [flat]) for p in (state.graph.program, state.dense.program)]
+    peaks = [0]
+    for name in dict.fromkeys(sink.node.name for sink in state.graph.inference.sinks):
+        for stream in streams:
+            stream.advance(stream.by_name[name])
+        peaks.append(sum(stream.held_bytes() for stream in streams))
+    return max(peaks)
+
+
+def _size(flat: Sequence[Any]) -> int:
+    return sum(x.numel() for x in flat if isinstance(x, Tensor))

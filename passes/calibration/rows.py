@@ -1,0 +1,96 @@
+"""The input and output of a contraction as matrices: one row per position, one block at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BLOCK = 1 << 24  # entries of one block of unfolded patches
+
+
+@dataclasses.dataclass(frozen=True)
+class Patches:
+    """How a convolution reads its input: [N, C, ...] in patches, over one or two spatial axes."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
+    groups: int
+
+    @classmethod
+    def of(cls, given: dict[str, Any], kernel: tuple[int, ...]) -> Patches:
+        """From the op's arguments by schema name; a number stands for every axis."""
+        rank = len(kernel)
+        padding = given["padding"]
+        return cls(
+            kernel,
+            _each(given["stride"], rank),
+            padding if isinstance(padding, str) else _each(padding, rank),
+            _each(given["dilation"], rank),
+            given["groups"],
+        )
+
+    def blocks(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows [G, n, D] of the input beside rows [G, n, O] of the output, in order of position."""
+        rank = len(self.kernel)
+        if x.dim() == rank + 1:  # an unbatched call
+            x, y = x[None], y[None]
+        x = F.pad(x, self._margins())
+        step = max(1, BLOCK // max(1, y[0, 0].numel() * x.shape[1] * math.prod(self.kernel)))
+        for part, out in zip(x.split(step), y.split(step), strict=True):
+            lead = [1] * (2 - rank)  # unfold wants two spatial axes
+            if part.dtype in (
+                torch.float16,
+                torch.bfloat16,
+            ):  # which unfold does not take everywhere
+                part = part.float()
+            flat = F.unfold(
+                part.reshape(*part.shape[:2], *lead, *part.shape[2:]),
+                kernel_size=(*lead, *self.kernel),
+                stride=(*lead, *self.stride),
+                dilation=(*lead, *self.dilation),
+            )
+            yield self._grouped(flat), self._grouped(out.flatten(2))
+
+    def _grouped(self, values: Tensor) -> Tensor:
+        """[N, G*C, L] as [G, N*L, C]."""
+        split = values.unflatten(1, (self.groups, -1))
+        return split.permute(1, 0, 3, 2).flatten(1, 2)
+
+    def _margins(self) -> list[int]:
+        """What F.pad adds, last axis first."""
+        margins: list[int] = []
+        for i in reversed(range(len(self.kernel))):
+            if isinstance(self.padding, str):
+                total = self.dilation[i] * (self.kernel[i] - 1) if self.padding == "same" else 0
+                margins += [total // 2, total - total // 2]  # as torch: the odd one at the end
+            else:
+                margins += [self.padding[i]] * 2
+        return margins
+
+
+def flat_rows(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows [1, n, D] and [1, n, O] of a linear layer: all axes but the last count positions."""
+    yield x.reshape(1, -1, x.shape[-1]), y.reshape(1, -1, y.shape[-1])
+
+
+def sample(x: Tensor, y: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A seeded random `share` of the rows (axis 1), at least one."""
+    rows = x.shape[1]
+    if share >= 1 or rows == 0:
+        return x, y
+    chosen = torch.randperm(rows, generator=generator)[: max(1, round(share * rows))]
+    chosen = chosen.sort().values.to(x.device)
+    return x.index_select(1, chosen), y.index_select(1, chosen)
+
+
+def _each(value: Any, rank: int) -> tuple[int, ...]:
+    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    return values * rank if len(values) == 1 else values

@@ -1,0 +1,114 @@
+"""The smaller model's layers against the original's: what each reads, and by how much it is off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+
+from ...compiler.ir.program import Program
+from ...compiler.ir.terms import variables
+from ...compiler.rewrite.slicing import term_indices
+from ..calibration.moments import Moments, wide
+from ..calibration.rows import sample
+from ..calibration.streams import Stream
+from ..calibration.tokens import TokenMasks
+from .consumers import Consumer, columns
+
+if TYPE_CHECKING:
+    from ...compiler.compilation import Compilation
+
+SAME = 1e-10  # of the energy of the target: the rounding of float32, squared, and some more
+
+
+class Comparison:
+    """Both programs on the same batches, the smaller one with the weights it has by then.
+
+    The original gives the targets, at the entries that were kept; the smaller model, repaired so
+    far, the inputs. So each layer also makes up for what the ones before it could not.
+    """
+
+    def __init__(self, state: Compilation, batches: Sequence[Sequence[Any]]) -> None:
+        assert state.dense is not None
+        self.state, self.batches = state, batches
+        self.dense: Program = state.dense.program
+        self.kept = state.plan.combined()
+        self.masks = TokenMasks(self.dense, batches)
+        self.restart()
+
+    def restart(self) -> None:
+        """Run both from their inputs again: weights that had been used were changed."""
+        self.original = Stream(self.state.graph.program, self.batches)
+        self.smaller = Stream(self.dense, self.batches)
+
+    def off(self, consumer: Consumer, constant: str | None) -> tuple[int, bool]:
+        """How many rows a consumer has, and whether it gives anything else than the original.
+
+        `constant`: the tensor that a sum behind the consumer adds.
+        """
+        count, missed, energy = 0, 0.0, 0.0
+        for node in consumer.nodes:
+            for _, _, error, target in self._errors(consumer, node, constant):
+                count += error.numel() // self._outer(consumer)
+                missed += float(error.square().sum())
+                energy += float(target.square().sum())
+        return count, not missed <= SAME * energy
+
+    def moments(
+        self,
+        consumer: Consumer,
+        constant: str | None,
+        share: float,
+        generator: torch.Generator,
+        second: bool,
+    ) -> Moments:
+        """The moments of a consumer over all its nodes, on a random `share` of the rows; padding is
+        left out. `second`: as `Moments` takes it."""
+        weight = self.dense.tensors[consumer.weight]
+        inner, outer = columns(weight, consumer)
+        device = wide(weight.detach()[:0]).device
+        moments = Moments(consumer.groups, inner, outer, device, second)
+        for node in consumer.nodes:
+            for batch, x, error, _ in self._errors(consumer, node, constant):
+                tokens = self.masks.rows(node, batch, consumer.row_shape(error))
+                start = 0
+                for inputs, errors in consumer.blocks(x.to(error.device), error):
+                    stop = start + inputs.shape[1]
+                    if tokens is not None:
+                        own = tokens[start:stop].to(errors.device)
+                        inputs, errors = inputs[:, own], errors[:, own]
+                    moments.add(*sample(inputs, errors, share, generator))
+                    start = stop
+        return moments
+
+    def _errors(
+        self, consumer: Consumer, node: fx.Node, constant: str | None
+    ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+        """Per batch: its number, what the node reads, target minus result in double, the target."""
+        if self.smaller.passed(node):
+            self.restart()
+        original = self.original.by_name[node.name]
+        self.smaller.advance(node)
+        self.original.advance(original, through=True)
+        for batch in range(len(self.batches)):
+            self.smaller.turn_to(batch)
+            self.original.turn_to(batch)
+            result = wide(self.smaller.run_node(node))
+            if constant is not None:
+                result = result + wide(self.dense.tensors[constant])
+            target = self._kept(original, self.original.value_of(original))
+            x = self.smaller.value_of(consumer.input_of(node))
+            yield batch, x, wide(target) - result, wide(target)
+
+    def _kept(self, original: fx.Node, value: Tensor) -> Tensor:
+        """Of an original's value, what the smaller model has of it."""
+        for axis, term in enumerate(self.state.graph.inference.terms[original]):
+            if any(v in self.kept for v in variables(term)):
+                value = value.index_select(axis, term_indices(term, self.kept).to(value.device))
+        return value
+
+    def _outer(self, consumer: Consumer) -> int:
+        weight = self.dense.tensors[consumer.weight]
+        return columns(weight, consumer)[1] * consumer.groups

@@ -1,0 +1,508 @@
+"""Least-squares repair: against torch.linalg.lstsq, never worse, what is left alone and why."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import digits
+import pytest
+import torch
+import torch.nn.functional as F
+from compiled import compress, compress_tokens
+from tiny_models import tiny_bert, tiny_llama
+from torch import Tensor, nn
+
+from prunec import compiler, passes
+from prunec.compiler import Result
+from prunec.compiler.errors import PlanError
+from prunec.passes.reconstruction import repair as repair_module
+
+EXACT = 1e-12  # a ridge that is no more than rounding
+
+
+class Chain(nn.Module):
+    """A layer whose outputs are cut, an activation, and the layer that reads them."""
+
+    def __init__(
+        self, first: nn.Module, second: nn.Module, behind: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+        self.behind = behind if behind is not None else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.behind(self.second(torch.relu(self.first(x))))
+
+
+class Product(nn.Module):
+    """A matrix product with a weight, and no class that could hold a bias."""
+
+    def __init__(self, flipped: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5, 16) if flipped else torch.randn(16, 5))
+        self.flipped = flipped
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (self.weight.t() if self.flipped else self.weight)
+
+
+class Conv1D(nn.Module):
+    """What GPT-2 calls a layer: addmm with a weight [in, out]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(16, 5)), nn.Parameter(torch.randn(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x.view(-1, 16), self.weight).view(*x.shape[:-1], 5)
+
+
+def seeded(build: Callable[[], nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return build().double().eval()
+
+
+def repaired(
+    model: nn.Module, batches: Sequence[Any], *, ratio: float = 0.5, **options: Any
+) -> tuple[Result, Result]:
+    """The raw cut of every width, and the same cut repaired."""
+    options = {"ridge": EXACT} | options
+    graph = compiler.capture(model, (batches[0],))
+    cut = [passes.MagnitudeScore(), passes.PruneChannels(ratio=ratio), passes.SparseToDense()]
+    raw = compiler.PassManager(cut).run(graph, batches)
+    return raw, compiler.PassManager([*cut, passes.Reconstruct(**options)]).run(graph, batches)
+
+
+def details(result: Result) -> dict[str, Any]:
+    return result.report.passes[-1].details
+
+
+def data(*shape: int, count: int = 4) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return list(torch.randn(count, *shape, dtype=torch.float64, generator=generator))
+
+
+def best(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights [D, O] and bias [O] of least squares, by torch."""
+    rows = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+    solution = torch.linalg.lstsq(rows, target).solution
+    return solution[:-1], solution[-1]
+
+
+# The mathematics.
+
+
+@pytest.mark.parametrize(
+    "second", [lambda: nn.Linear(16, 5), lambda: nn.Linear(16, 5, bias=False), Conv1D]
+)
+def test_linear_layers_are_solved_as_lstsq_does(second: Callable[[], nn.Module]) -> None:
+    model = seeded(lambda: Chain(nn.Linear(8, 16), second()))
+    batches = data(3, 10, 8)
+    raw, result = repaired(model, batches)
+    x = torch.relu(raw.model.first(torch.cat(batches).flatten(0, 1)))
+    weight, bias = best(x, model(torch.cat(batches)).flatten(0, 1))
+    found = result.model.second
+    torch.testing.assert_close(found.weight if second is Conv1D else found.weight.T, weight)
+    torch.testing.assert_close(found.bias, bias)
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_products_without_a_bias_are_solved_without_one(flipped: bool) -> None:
+    model = seeded(lambda: Chain(nn.Linear(8, 16), Product(flipped)))
+    batches = data(30, 8)
+    raw, result = repaired(model, batches)
+    x = torch.relu(raw.model.first(torch.cat(batches)))
+    expected = torch.linalg.lstsq(x, model(torch.cat(batches))).solution
+    found = result.model.second.weight
+    torch.testing.assert_close(found.T if flipped else found, expected)
+    assert "no standard layer" in details(result)["layers"]["second.weight"]["note"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": (3, 2), "stride": 2, "dilation": (1, 2), "bias": False},
+        {"kernel_size": 3, "padding": "same", "groups": 4},
+        {"kernel_size": 3, "groups": 2, "stride": 2},
+    ],
+)
+def test_convolutions_are_solved_as_lstsq_does_in_each_group(options: dict[str, Any]) -> None:
+    model = seeded(lambda: Chain(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 8, **options)))
+    batches = data(4, 3, 12, 12)
+    raw, result = repaired(model, batches)
+    layer = raw.model.second
+    x = torch.relu(raw.model.first(torch.cat(batches)))
+    if options.get("padding") is not None:
+        x = F.pad(x, (1, 1, 1, 1))
+    rows = F.unfold(x, layer.kernel_size, layer.dilation, 0, layer.stride)
+    groups = layer.groups
+    inputs = rows.unflatten(1, (groups, -1)).movedim(1, 0).mT.flatten(1, 2)
+    targets = model(torch.cat(batches)).flatten(2)
+    targets = targets.unflatten(1, (groups, -1)).movedim(1, 0).mT.flatten(1, 2)
+    for group, (own, target) in enumerate(zip(inputs, targets, strict=True)):
+        weight, bias = best(own, target)
+        outputs = slice(group * 8 // groups, (group + 1) * 8 // groups)
+        found = result.model.second
+        torch.testing.assert_close(found.weight[outputs].flatten(1).T, weight)
+        torch.testing.assert_close(found.bias[outputs], bias)
+
+
+def test_convolutions_over_one_axis_are_solved() -> None:
+    model = seeded(lambda: Chain(nn.Conv1d(3, 16, 3), nn.Conv1d(16, 6, 3, padding=1)))
+    batches = data(4, 3, 20)
+    raw, result = repaired(model, batches)
+    x = F.pad(torch.relu(raw.model.first(torch.cat(batches))), (1, 1))
+    rows = x.unfold(2, 3, 1).permute(0, 2, 1, 3).reshape(-1, 24)
+    weight, bias = best(rows, model(torch.cat(batches)).mT.reshape(-1, 6))
+    torch.testing.assert_close(result.model.second.weight.flatten(1).T, weight)
+    torch.testing.assert_close(result.model.second.bias, bias)
+
+
+def test_the_bias_goes_into_the_mean_of_a_batch_norm_behind() -> None:
+    model = seeded(
+        lambda: Chain(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 8, 3, bias=False), nn.BatchNorm2d(8))
+    )
+    batches = data(4, 3, 12, 12)
+    raw, result = repaired(model, batches)
+    x = torch.relu(raw.model.first(torch.cat(batches)))
+    target = model.second(torch.relu(model.first(torch.cat(batches))))
+    weight, bias = best(F.unfold(x, 3).mT.flatten(0, 1), target.flatten(2).mT.flatten(0, 1))
+    torch.testing.assert_close(result.model.second.weight.flatten(1).T, weight)
+    assert result.model.second.bias is None
+    moved = model.behind.running_mean - result.model.behind.running_mean
+    torch.testing.assert_close(moved, bias)
+
+
+def test_the_bias_goes_into_a_constant_that_was_folded_behind() -> None:
+    model = seeded(lambda: Chain(nn.Linear(8, 16), Product()))
+    with torch.no_grad():
+        model.first.weight[3], model.first.bias[3] = 0, 1  # this channel is always 1,
+        model.second.weight[3] = 10  # and too heavy to be cut
+    batches = data(30, 8)
+    raw, result = repaired(model, batches)
+    name = next(n for n in raw._state.dense.program.tensors if n.startswith("prunec_constant_"))
+    x = torch.relu(raw._state.dense.graph_module.first(torch.cat(batches)))
+    weight, bias = best(x, model(torch.cat(batches)))
+    tensors = result._state.dense.program.tensors
+    torch.testing.assert_close(tensors["second.weight"], weight)
+    torch.testing.assert_close(tensors[name].reshape(-1), bias)
+    assert "note" not in details(result)["layers"]["second.weight"]
+
+
+def test_a_batch_norm_over_another_axis_takes_no_bias() -> None:
+    model = seeded(lambda: Chain(nn.Linear(8, 16), nn.Linear(16, 7, bias=False), nn.BatchNorm1d(7)))
+    _, result = repaired(model, data(9, 7, 8))  # the norm runs over positions
+    assert torch.equal(result.model.behind.running_mean, model.behind.running_mean)
+    layer = details(result)["layers"]["second.weight"]
+    assert layer["kind"] == "least squares"
+    assert "another axis" in layer["note"]
+
+
+def test_each_layer_is_solved_on_what_the_repaired_ones_give() -> None:
+    model = seeded(
+        lambda: nn.Sequential(
+            nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4)
+        )
+    )
+    batches = data(40, 8)
+    _, result = repaired(model, batches)
+    x = result.model[:4](torch.cat(batches))  # the first two layers, the second one repaired
+    weight, bias = best(x, model(torch.cat(batches)))
+    torch.testing.assert_close(result.model[4].weight.T, weight)
+    torch.testing.assert_close(result.model[4].bias, bias)
+
+
+def test_the_ridge_is_on_the_change() -> None:
+    model = seeded(lambda: Chain(nn.Linear(8, 16), nn.Linear(16, 5)))
+    batches = data(30, 8)
+    raw, stiff = repaired(model, batches, ridge=1e6)
+    torch.testing.assert_close(
+        stiff.model.second.weight, raw.model.second.weight, atol=1e-4, rtol=0
+    )
+    x = torch.relu(raw.model.first(torch.cat(batches)))
+    error = model(torch.cat(batches)) - raw.model.second(x)
+    x, error = x - x.mean(0), error - error.mean(0)
+    ridge = 0.1 * (x.square().sum(0).mean()) * torch.eye(x.shape[1])
+    change = torch.linalg.solve(x.T @ x + ridge, x.T @ error)
+    _, result = repaired(model, batches, ridge=0.1)
+    torch.testing.assert_close(result.model.second.weight.T, raw.model.second.weight.T + change)
+
+
+class Siamese(nn.Module):
+    """The same layers read two inputs; or, with `follow`, one reads its own result."""
+
+    def __init__(self, follow: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 3)
+        self.follow = follow
+
+    def tower(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x)))
+
+    def features(self, x: Tensor) -> Tensor:
+        y = self.tower(x)
+        return torch.tanh(self.tower(y) if self.follow else y - self.tower(2 * x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+def test_a_weight_read_at_several_nodes_is_solved_on_all_of_them() -> None:
+    model = seeded(lambda: Siamese(follow=False))
+    batches = data(40, 8)
+    graph = compiler.capture(model, (batches[0],))
+    hidden = next(d.name for d in graph.prunable.values() if d.size == 16)
+    cut = [
+        passes.MagnitudeScore(),
+        passes.PruneChannels(ratio=0.5, include=hidden),
+        passes.SparseToDense(),
+    ]
+    raw = compiler.PassManager(cut).run(graph, batches)
+    steps = [*cut, passes.Reconstruct(ridge=EXACT)]
+    result = compiler.PassManager(steps).run(graph, batches)
+    x = torch.cat([torch.cat(batches), 2 * torch.cat(batches)])
+    weight, bias = best(torch.relu(raw.model.first(x)), model.tower(x))
+    torch.testing.assert_close(result.model.second.weight.T, weight)
+    torch.testing.assert_close(result.model.second.bias, bias)
+    # and the head was solved on what the repaired towers give
+    weight, _ = best(result.model.features(torch.cat(batches)), model(torch.cat(batches)))
+    torch.testing.assert_close(result.model.head.weight.T, weight)
+
+
+# What is left alone.
+
+
+def test_uses_that_follow_one_another_are_left_alone() -> None:
+    model = seeded(lambda: Siamese(follow=True))
+    raw, result = repaired(model, data(40, 8))
+    assert torch.equal(result.model.second.weight, raw.model.second.weight)
+    reasons = details(result)["not treated"].values()
+    assert sum("follow one another" in reason for reason in reasons) == 4
+
+
+def test_tied_weights_are_left_alone() -> None:
+    tokens = [{"input_ids": torch.randint(0, 99, (8, 7))} for _ in range(4)]
+    model = tiny_llama(tie_word_embeddings=True)
+    raw = compress_tokens(model)
+    result = compress_tokens(model, calibration=tokens)
+    table = result.model.model.embed_tokens.weight
+    assert table is result.model.lm_head.weight
+    assert torch.equal(table, raw.model.model.embed_tokens.weight)
+    assert not torch.equal(
+        result.model.model.layers[0].mlp.down_proj.weight,
+        raw.model.model.layers[0].mlp.down_proj.weight,
+    )
+    report = next(p for p in result.report.passes if p.name == "reconstruct")
+    assert "also read by embedding" in report.details["not treated"]["linear_7"]
+
+
+class Attention(nn.Module):
+    """Fused attention, which derives its scale from the width of its heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(10, 24) for _ in range(3))
+        self.proj = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (f(x).unflatten(-1, (3, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_weights_that_hold_a_scale_are_left_alone() -> None:
+    model = seeded(lambda: nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 10)))
+    model = nn.Sequential(model, seeded(Attention)).eval()
+    batches = data(5, 6, 10, count=8)
+    graph = compiler.capture(model, (batches[0],))
+    cut = [
+        passes.MagnitudeScore(),
+        passes.PruneChannels(ratio=0.5, include=["hidden", "head-dim"]),
+        passes.SparseToDense(),
+    ]
+    raw, result = (
+        compiler.PassManager([*cut, *last]).run(graph, batches)
+        for last in ([], [passes.Reconstruct()])
+    )
+    assert set(result.plan.scales) == {"1.q.weight", "1.q.bias"}
+    assert torch.equal(result.model[1].q.weight, raw.model[1].q.weight)
+    assert not torch.equal(result.model[1].v.weight, raw.model[1].v.weight)
+    assert "holds an attention's scale" in str(details(result)["not treated"])
+    before, after = details(result)["output error"]
+    assert after < before / 2
+
+
+def test_few_rows_change_the_bias_only() -> None:
+    model = seeded(lambda: Chain(nn.Linear(8, 64), nn.Linear(64, 5)))
+    batches = data(4, 8)  # 16 rows for 32 inputs
+    raw, result = repaired(model, batches)
+    x = torch.cat(batches)
+    assert torch.equal(result.model.second.weight, raw.model.second.weight)
+    shift = (model(x) - raw.model(x)).mean(0)
+    torch.testing.assert_close(result.model.second.bias, raw.model.second.bias + shift)
+    assert details(result)["layers"]["second.weight"]["kind"] == "bias"
+
+
+def test_a_layer_whose_moments_exceed_memory_gets_a_bias_only() -> None:
+    model = seeded(lambda: Chain(nn.Linear(8, 64), nn.Linear(64, 5)))
+    raw, result = repaired(model, data(100, 8), memory=4000)
+    assert torch.equal(result.model.second.weight, raw.model.second.weight)
+    assert "exceed memory" in details(result)["layers"]["second.weight"]["note"]
+
+
+def test_kinds_that_are_not_solved_for_are_listed() -> None:
+    model = seeded(lambda: Chain(nn.Conv2d(3, 16, 3), nn.ConvTranspose2d(16, 4, 2)))
+    graph = compiler.capture(model, (data(4, 3, 12, 12)[0],))
+    cut = [passes.MagnitudeScore(), passes.PruneChannels(ratio=0.5), passes.SparseToDense()]
+    steps = [*cut, passes.Reconstruct()]
+    result = compiler.PassManager(steps).run(graph, data(4, 3, 12, 12))
+    reasons = details(result)["not treated"]
+    assert list(reasons.values()) == ["conv_transpose2d is not a kind that is solved for"]
+    assert "1 contractions not treated" in result.report.passes[-1].summary
+
+
+def test_layers_before_any_cut_stay_bit_for_bit() -> None:
+    model = seeded(lambda: Chain(nn.Linear(8, 16), nn.Linear(16, 5)))
+    raw, result = repaired(model, data(30, 8))
+    assert torch.equal(result.model.first.weight, raw.model.first.weight)
+    assert details(result)["layers"]["first.weight"]["kind"] == "exact"
+
+
+# Never worse.
+
+
+def test_a_change_that_would_not_help_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = repair_module.solve
+    monkeypatch.setattr(repair_module, "solve", lambda *a: 100 * real(*a))
+    model = seeded(lambda: Chain(nn.Linear(8, 16), nn.Linear(16, 5)))
+    raw, result = repaired(model, data(30, 8))
+    assert torch.equal(result.model.second.weight, raw.model.second.weight)
+    assert details(result)["layers"]["second.weight"]["kind"] == "bias"
+    monkeypatch.setattr(repair_module, "best_shift", lambda m, _: torch.full_like(m.e, 1e6))
+    raw, result = repaired(model, data(30, 8))
+    assert torch.equal(result.model.second.bias, raw.model.second.bias)
+    assert details(result)["layers"]["second.weight"]["kind"] == "kept"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_layer_gets_worse_on_the_calibration_data(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 4)
+    ).to(dtype)
+    batches = [x.to(dtype) for x in data(50, 8)]
+    _, result = repaired(model.eval(), batches, ridge=1e-2)
+    layers = details(result)["layers"].values()
+    assert all(o.get("after", 0) < o["before"] for o in layers if o["kind"] != "exact")
+    assert [o["kind"] for o in layers].count("least squares") == 2
+    before, after = details(result)["output error"]
+    assert after < before
+
+
+def test_half_precision_convolutions_are_repaired() -> None:
+    torch.manual_seed(0)
+    model = Chain(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 8, 3)).to(torch.bfloat16).eval()
+    _, result = repaired(model, [x.bfloat16() for x in data(4, 3, 12, 12)], ridge=1e-2)
+    before, after = details(result)["output error"]
+    assert after < before / 2
+    assert result.model.second.weight.dtype == torch.bfloat16
+
+
+def test_all_is_undone_where_the_outputs_would_not_come_closer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    errors = iter((0.5, 0.6))
+    monkeypatch.setattr(repair_module, "output_error", lambda *_: next(errors))
+    model = seeded(lambda: Chain(nn.Linear(8, 16), nn.Linear(16, 5, bias=False)))
+    raw, result = repaired(model, data(30, 8))
+    assert torch.equal(result.model.second.weight, raw.model.second.weight)
+    assert not result.model.second.bias.any()
+    assert "all undone" in result.report.passes[-1].summary
+
+
+def test_rows_that_are_not_finite_leave_a_layer_alone() -> None:
+    model = seeded(lambda: Chain(nn.Linear(8, 16), nn.Linear(16, 5)))
+    batches = data(30, 8)
+    graph = compiler.capture(model, (batches[0],))
+    cut = [passes.MagnitudeScore(), passes.PruneChannels(ratio=0.5), passes.SparseToDense()]
+    raw = compiler.PassManager(cut).run(graph, batches)
+    broken = [batches[0].clone()]
+    broken[0][3] = torch.inf
+    steps = [*cut, passes.Reconstruct(broken)]
+    result = compiler.PassManager(steps).run(graph, batches)
+    assert torch.equal(result.model.second.weight, raw.model.second.weight)
+    assert "not finite" in details(result)["layers"]["second.weight"]["note"]
+
+
+@pytest.mark.parametrize("options", [{"ridge": -1.0}, {"rows": 0}, {"memory": 0}])
+def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(PlanError, match="must be at least"):
+        passes.Reconstruct(**options)
+
+
+# Back ends.
+
+
+def outputs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        return model(**batch)["logits"]
+
+
+@pytest.mark.parametrize("build", [tiny_bert, tiny_llama])
+def test_back_ends_files_and_onnx_agree_after_repair(
+    build: Callable[[], Any], tmp_path: pathlib.Path
+) -> None:
+    tokens = [{"input_ids": torch.randint(0, 99, (8, 7))} for _ in range(12)]
+    result = compress_tokens(build(), calibration=tokens)
+    assert type(result.model) is type(build())
+    summary = next(p.summary for p in result.report.passes if p.name == "reconstruct")
+    assert ("biases added" in summary) == (build is tiny_llama)
+    assert result.verify().passed
+    assert result.report.after.params == sum(p.numel() for p in result.model.parameters())
+    expected = outputs(result.model, tokens[0])
+    torch.testing.assert_close(outputs(result.graph_module, tokens[0]), expected)
+    assert result.export_onnx(tmp_path / "model.onnx").max_rel_error < 1e-4
+    result.save(tmp_path / "saved")
+    for graph in (False, True):
+        loaded = compiler.load(tmp_path / "saved", graph=graph)
+        torch.testing.assert_close(outputs(loaded, tokens[0]), expected)
+
+
+def test_biases_are_added_only_where_asked() -> None:
+    tokens = [{"input_ids": torch.randint(0, 99, (8, 7))} for _ in range(12)]
+    options = {"reconstruct": {"add_bias": False}}
+    result = compress_tokens(tiny_llama(), calibration=tokens, options=options)
+    assert not any(name.endswith("bias") for name, _ in result.model.named_parameters())
+    layers = next(p for p in result.report.passes if p.name == "reconstruct").details["layers"]
+    assert layers["model.layers.0.mlp.down_proj.weight"]["note"] == "it has no bias"
+
+
+def test_a_graph_without_a_class_takes_new_biases_too() -> None:
+    class Baked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(8, 12), nn.Linear(12, 3, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.relu(self.first(x)).reshape(-1, 12))
+
+    result = compress(seeded(Baked), data(4, 8)[0], calibration=data(30, 8))
+    assert result.model is result.graph_module
+    assert result.model.head.bias.any()
+    assert next(c for c in result.verify().checks if c.name == "graph module == program").passed
+
+
+# The whole way.
+
+
+def test_digits_at_a_quarter_of_the_width_are_read_again_without_labels() -> None:
+    torch.manual_seed(0)
+    model = digits.DigitsNet()
+    digits.train(model, epochs=4)
+    images, _ = digits.tensors("train")
+    raw, result = repaired(model, list(images[:256].split(64)), ratio=0.75, ridge=1e-2)
+    assert digits.accuracy(model) > 0.95
+    assert digits.accuracy(raw.model) < 0.4
+    assert digits.accuracy(result.model) > 0.85
