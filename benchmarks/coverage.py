@@ -17,6 +17,7 @@ import collections
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -89,7 +90,10 @@ def _small_enough(model: nn.Module, why: list[str]) -> bool:
 
 
 def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    text = re.sub(
+        r"(/[\w.+-]+)+/", "", " ".join(str(error).split())
+    )  # folders are the machine's own
+    return f"{type(error).__name__}: {text[:300]}"
 
 
 def work(names: list[str], onnx: bool) -> None:
