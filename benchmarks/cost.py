@@ -153,10 +153,11 @@ def torch_pruning(model: nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str
     """Seconds to build torch-pruning's pruner and to cut; 'not in time' is said as it is."""
     import torch_pruning as tp
 
+    count = getattr(model.config, "num_attention_heads", None)
     heads = {
-        m: model.config.num_attention_heads
+        m: count
         for n, m in model.named_modules()
-        if n.endswith(("query", "key", "value")) and isinstance(m, nn.Linear)
+        if isinstance(m, nn.Linear) and n.endswith(("query", "key", "value")) and count
     }
     last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
     found: dict[str, Any] = {}
@@ -169,7 +170,7 @@ def torch_pruning(model: nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str
                 inputs,
                 tp.importance.MagnitudeImportance(p=2),
                 pruning_ratio=0.5,
-                num_heads=heads if isinstance(model.config.num_attention_heads, int) else {},
+                num_heads=heads,
                 ignored_layers=[last],
                 output_transform=lambda out: out.logits.sum(),
             )
