@@ -73,36 +73,34 @@ _size(
     LAYERS,
     "num_hidden_layers n_layer num_layers encoder_layers decoder_layers n_layers "
     "num_encoder_layers num_decoder_layers depth decoder_num_hidden_layers "
-    "encoder_num_hidden_layers num_hidden_groups_ text_num_hidden_layers num_blocks_ "
+    "encoder_num_hidden_layers text_num_hidden_layers "
     "decoder_depth vision_layers fusion_layers predictor_num_hidden_layers",
 )
 _size(
     VOCABULARY,
     "vocab_size encoder_vocab_size decoder_vocab_size src_vocab_size tgt_vocab_size "
     "text_vocab_size audio_vocab_size codebook_size vocab_size_per_layer_input "
-    "semantic_vocab_size entity_vocab_size tokenizer_vocab_size_ input_vocab_size "
+    "semantic_vocab_size entity_vocab_size input_vocab_size "
     "output_vocab_size",
 )
 _size(64, "max_position_embeddings n_positions n_ctx max_target_positions max_sequence_length")
-_size(64, "max_source_positions max_length_ context_length_ seq_length block_size_")
-_size(4, "num_experts num_local_experts n_routed_experts moe_num_experts num_experts_ n_experts")
-_size(2, "num_experts_per_tok num_experts_per_token moe_topk moe_k experts_per_token top_k_")
+_size(64, "max_source_positions seq_length")
+_size(4, "num_experts num_local_experts n_routed_experts moe_num_experts n_experts")
+_size(2, "num_experts_per_tok num_experts_per_token moe_topk moe_k experts_per_token")
 _size(1, "n_group topk_group n_shared_experts first_k_dense_replace")
-_size(8, "mamba_d_state d_state state_size ssm_state_size mamba_d_state_ num_queries")
-_size(64, "image_size img_size input_size_ spec_size")
-_size(8, "patch_size_ num_mel_bins_")
-_size(16, "conv_dim_ num_buckets_ audio_channels_")
+_size(8, "mamba_d_state d_state state_size ssm_state_size num_queries")
+_size(64, "image_size img_size spec_size")
 
 
 # Fields with one number a stage.
 STAGES: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(
         "hidden_sizes embed_dims encoder_hidden_sizes neck_hidden_sizes widths stage_widths "
-        "block_channels_ dims embed_dim hidden_channels channels stage_dims".split(),
+        "dims embed_dim hidden_channels channels stage_dims".split(),
         (16, 32, 48, 64),
     ),
     **dict.fromkeys(
-        "depths layers_ encoder_depths num_blocks stage_depths layer_depths".split(), (1, 2, 1, 1)
+        "depths encoder_depths num_blocks stage_depths layer_depths".split(), (1, 2, 1, 1)
     ),
     **dict.fromkeys("num_heads num_attention_heads heads".split(), (2, 2, 4, 4)),
 }
@@ -204,15 +202,6 @@ _MLA: dict[str, Any] = {
 }  # latent attention has a key head for each query head
 _VISION_ROPE = {"text_config": {"rope_parameters": _rotary(2, 3, 3)}}
 _STAGES4 = {"out_features": ["stage1", "stage2", "stage3", "stage4"], "num_hidden_layers": 4}
-_RESNET = {
-    "embedding_size": 16,
-    "hidden_sizes": [16, 24, 32, 48],
-    "depths": [1, 1, 1, 1],
-    "out_features": ["stage1", "stage2", "stage3", "stage4"],
-    "model_type": "resnet",
-}
-_DETR = {"use_timm_backbone": False, "backbone_config": _RESNET, "num_queries": 8}
-_FORECAST = {"prediction_length": 6, "context_length": 16, "lags_sequence": [1, 2]}
 
 
 def _alike(names: str, given: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -226,18 +215,15 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         _MLA,
     ),
     **_alike("kimi_k25 mistral_large4 dots3_note", {"text_config": _MLA}),
-    **_alike("qwen2_vl qwen2_5_vl paddleocr_vl colqwen2 glm_ocr", _VISION_ROPE),
+    **_alike("qwen2_vl qwen2_5_vl paddleocr_vl glm_ocr", _VISION_ROPE),
     **_alike("qwen2_vl_text qwen2_5_vl_text", {"rope_parameters": _rotary(2, 3, 3)}),
     **_alike("glm4v_text glm_ocr_text glm_image_text", {"rope_parameters": _rotary(2, 3, 3)}),
     **_alike("glm4v glm46v glm_image", _VISION_ROPE),
     "glm4v_moe_text": {"rope_parameters": _rotary(2, 1, 1, partial_rotary_factor=0.5)},
     "glm4v_moe": {"text_config": {"rope_parameters": _rotary(2, 1, 1, partial_rotary_factor=0.5)}},
     **_alike("swin donut-swin", {"image_size": 128, "window_size": 4, "embed_dim": 16}),
-    **_alike("detr conditional_detr dab-detr deformable_detr table-transformer", _DETR),
-    **_alike("autoformer informer time_series_transformer", _FORECAST),
     "resnet": {"embedding_size": 16, "hidden_sizes": [16, 24, 32, 48], "depths": [1, 2, 1, 1]},
     "bit": {"embedding_size": 32, "hidden_sizes": [128, 128, 256, 256], "depths": [1, 1, 1, 1]},
-    "cvt": {"embed_dim": [16, 32, 48], "num_heads": [1, 2, 4], "depth": [1, 1, 2]},
     "efficientnet": {"width_coefficient": 0.25, "depth_coefficient": 0.3, "hidden_dim": 320},
     "esm": {
         "vocab_size": 33,
@@ -246,18 +232,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "position_embedding_type": "rotary",
     },
     "encodec": {"hidden_size": 128, "codebook_dim": 128},
-    "dpt": {
-        "neck_hidden_sizes": [16, 24, 32, 48],
-        "backbone_out_indices": [1, 2, 3, 4],
-        "num_hidden_layers": 4,
-        "fusion_hidden_size": 32,
-    },
     "granitemoehybrid": {
         "layer_types": ["mamba", "attention"],
         "mamba_n_heads": 8,
         "mamba_d_head": 16,
     },
-    "hgnet_v2": {},
     **_alike(
         "hunyuan_v1_dense hunyuan_v1_moe ministral hunyuan_vl_text nemotron",
         {"head_dim": HEAD_DIM},
@@ -266,7 +245,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "lilt": {"channel_shrink_ratio": 4, "hidden_size": 48},
     "mamba2": {"num_heads": 8, "head_dim": 16},
     "bamba": {"mamba_n_heads": 8, "mamba_d_head": 16},
-    "mimi": {"num_filters": 8, "hidden_size": 64},
     "moonshine": {"encoder_num_key_value_heads": HEADS, "decoder_num_key_value_heads": HEADS},
     "reformer": {
         "is_decoder": True,
@@ -279,7 +257,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "attention_head_size": 16,
     },
     "textnet": {"stem_out_channels": 16, "hidden_sizes": [16, 16, 32, 32, 32]},
-    "timesfm": {"patch_length": 8, "context_length": 64, "horizon_length": 16},
     "wav2vec2-bert": {"vocab_size": VOCABULARY},
     "wav2vec2-conformer": {"vocab_size": VOCABULARY},
     "xmod": {"default_language": "en_XX"},
@@ -312,10 +289,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "num_cross_attention_heads": 2,
         "num_self_attention_heads": 2,
     },
-    "align": {
-        "vision_config": {"width_coefficient": 0.25, "depth_coefficient": 0.3, "hidden_dim": 320}
-    },
-    "siglip2": {"vision_config": {"num_patches": 16}},
     "zoedepth": {
         "backbone_config": {
             "model_type": "beit",
@@ -345,16 +318,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "fusion_hidden_size": 16,
         "reassemble_hidden_size": 32,
     },
-    "gemma3n_text": {
-        "intermediate_size": 96,
-        "num_hidden_layers": 5,
-        "num_kv_shared_layers": 2,
-        "activation_sparsity_pattern": None,
-    },
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
-    "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"]},
-    "idefics": {"cross_layer_interval": 1},
-    "blip-2": {},
 }
 
 
