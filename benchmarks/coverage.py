@@ -7,7 +7,7 @@ Each model is captured, half of every prunable dimension is cut at random, and w
 compared: dense against masked (zero mask), against the original over kept entries (restricted),
 under a permutation of every dimension, against the user's own model run eagerly with everything
 outside `plan.slices()` zeroed, module against graph, ONNX against torch. Failures are listed.
-Writes results/coverage.json and docs/coverage.md.
+Writes results/coverage.json and docs/coverage.md; with names, only their rows are made anew.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import collections
 import json
 import os
 import queue
-import re
 import signal
 import subprocess
 import sys
@@ -32,75 +31,24 @@ import architectures
 import torch
 import vision_models
 from coverage_table import write_table
-from examination import enliven, examine
+from examination import TEXT_LENGTH, one
 from record import RESULTS, record
-from torch import nn
 
 from prunec.compiler.inputs import synthetic_inputs
-from prunec.compiler.inputs.example_inputs import example_inputs
 
 SECONDS = 120  # a model that takes longer is listed as too slow
 CHUNK = 8  # models a process takes before it makes room for a fresh one
-LARGEST = 40_000_000  # parameters of a "tiny" model
 
 
 class TooSlowError(Exception):
     """A model took longer than its share of time."""
 
 
-def one(name: str, onnx: bool) -> dict[str, Any]:
-    """The row of one architecture; an exception becomes its failure."""
-    why: list[str] = []
-    try:
-        for model, args, kwargs in candidates(name, why):
-            try:
-                return examine(model, args, kwargs, onnx)
-            except Exception as error:
-                return {"class": type(model).__name__, "failures": [_said(error)]}
-    except Exception as error:
-        why.append(_said(error))
-    return {"skipped": why[0]}
-
-
-def candidates(name: str, why: list[str]) -> Iterator[tuple[nn.Module, Any, dict[str, Any]]]:
-    """(model, args, kwargs) that run; `why` gathers what stood in the way of others."""
-    if ":" in name:
-        model, args = vision_models.build(name)
-        if _small_enough(model, why):
-            enliven(model)
-            yield model, args, {}
-        return
-    for model in architectures.tiny_models(name):
-        if not _small_enough(model, why):
-            continue
-        enliven(model)
-        try:
-            args, kwargs = example_inputs(model)
-        except Exception as error:
-            why.append(_said(error))
-            continue
-        yield model, args, kwargs
-
-
-def _small_enough(model: nn.Module, why: list[str]) -> bool:
-    count = sum(p.numel() for p in model.parameters())
-    if count > LARGEST:
-        why.append(f"{count / 1e6:.0f}M parameters")
-    return count <= LARGEST
-
-
-def _said(error: Exception) -> str:
-    text = re.sub(
-        r"(/[\w.+-]+)+/", "", " ".join(str(error).split())
-    )  # folders are the machine's own
-    return f"{type(error).__name__}: {text[:300]}"
-
-
 def work(names: list[str], onnx: bool) -> None:
     """A worker: one JSON line an architecture on stdout."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    synthetic_inputs.TEXT_LENGTH = 40  # a scan over tokens is unrolled when it is captured
+    synthetic_inputs.TEXT_LENGTH = TEXT_LENGTH
 
     def late(*_: Any) -> None:
         raise TooSlowError(f"more than {SECONDS} s")
@@ -140,13 +88,18 @@ def main() -> None:
             log.flush()
             said = row.get("skipped") or "; ".join(row["failures"]) or "ok"
             print(f"{len(rows):4}/{len(names)} {row['architecture']:32} {said[:140]}", flush=True)
-    ordered = [rows[n] for n in names if n in rows]
-    if not options.names:
-        path = record("coverage", ordered)
-        written = json.loads(path.read_text())
-        machine = ", ".join(str(v) for v in written["environment"].values() if v)
-        write_table(ordered, f"Measured {written['date']} on {machine}.")
-        partial.unlink()
+    if options.names:  # the others stay as they were
+        before = json.loads((RESULTS / "coverage.json").read_text())["rows"]
+        rows = {row["architecture"]: row for row in before} | rows
+    ordered = sorted(rows.values(), key=lambda row: row["architecture"])
+    made = json.loads(record("coverage", ordered).read_text())
+    machine = made["environment"]
+    write_table(
+        ordered,
+        f"Last run {made['date']} on {machine['device_name']}, torch {machine['torch']}, "
+        f"transformers {machine['transformers']}.",
+    )
+    partial.unlink()
 
 
 def _run(names: list[str], jobs: int, no_onnx: bool) -> Iterator[dict[str, Any]]:

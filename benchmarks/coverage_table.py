@@ -12,7 +12,8 @@ EXACT, ONNX = 1e-4, 1e-3
 
 INTRODUCTION = """# What prunec compiles
 
-Written by `python benchmarks/coverage.py`; not edited by hand. {environment}
+Written by `python benchmarks/coverage.py`, which makes all rows or, with names, only theirs: rows may
+be of several runs, and ONNX is empty where a row was made with `--no-onnx`. {environment}
 
 Each architecture is built at a tiny configuration with random weights (of gain one, so that
 attention is not uniform), captured from inputs made from its configuration, and a random half of
@@ -54,7 +55,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
         f"- captured: {len(captured)} ("
         + ", ".join(f"{n} {text}" for text, n in how.most_common())
         + ")",
-        f"- every check passed: **{len(good)}**; failures, listed below: {len(tried) - len(good)}",
+        f"- every check passed: **{len(good)}**; failures, each listed with its cause: "
+        f"{len(tried) - len(good)}",
         f"- class kept with every dimension halved: {sum(bool(r.get('class kept')) for r in good)}",
     ]
     if exported:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import collections
+import re
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import architectures
 import torch
 import torch.utils._pytree as pytree
+import vision_models
 from torch import Tensor, nn
 
 from prunec.compiler import capture
 from prunec.compiler.compilation import Compilation
 from prunec.compiler.emit.build import emit
 from prunec.compiler.inference.graph import Graph
+from prunec.compiler.inputs.example_inputs import example_inputs
 from prunec.compiler.ir.program import Program
 from prunec.compiler.onnx_files.export import export_onnx
 from prunec.compiler.plan import Plan
@@ -32,6 +37,8 @@ from prunec.compiler.verify.prove import verification_inputs
 from prunec.compiler.verify.structure import check_structure
 
 EXACT = 1e-4
+LARGEST = 40_000_000  # parameters of a "tiny" model
+TEXT_LENGTH = 40  # tokens: a scan over them is unrolled when it is captured
 
 
 def enliven(model: nn.Module) -> None:
@@ -163,3 +170,51 @@ def _passed(check: Any, failures: list[str]) -> float | None:
     if not check.passed:
         failures.append(f"{check.name}: {check.error:.1e} ({check.dtype})")
     return check.error
+
+
+def one(name: str, onnx: bool) -> dict[str, Any]:
+    """The row of one architecture; an exception becomes its failure."""
+    why: list[str] = []
+    try:
+        for model, args, kwargs in candidates(name, why):
+            try:
+                return examine(model, args, kwargs, onnx)
+            except Exception as error:
+                return {"class": type(model).__name__, "failures": [_said(error)]}
+    except Exception as error:
+        why.append(_said(error))
+    return {"skipped": why[0]}
+
+
+def candidates(name: str, why: list[str]) -> Iterator[tuple[nn.Module, Any, dict[str, Any]]]:
+    """(model, args, kwargs) that run; `why` gathers what stood in the way of others."""
+    if ":" in name:
+        model, args = vision_models.build(name)
+        if _small_enough(model, why):
+            enliven(model)
+            yield model, args, {}
+        return
+    for model in architectures.tiny_models(name):
+        if not _small_enough(model, why):
+            continue
+        enliven(model)
+        try:
+            args, kwargs = example_inputs(model)
+        except Exception as error:
+            why.append(_said(error))
+            continue
+        yield model, args, kwargs
+
+
+def _small_enough(model: nn.Module, why: list[str]) -> bool:
+    count = sum(p.numel() for p in model.parameters())
+    if count > LARGEST:
+        why.append(f"{count / 1e6:.0f}M parameters")
+    return count <= LARGEST
+
+
+def _said(error: Exception) -> str:
+    text = re.sub(
+        r"(/[\w.+-]+)+/", "", " ".join(str(error).split())
+    )  # folders are the machine's own
+    return f"{type(error).__name__}: {text[:300]}"

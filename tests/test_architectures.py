@@ -5,15 +5,22 @@ A few run by default; `-m architectures` runs all of them (most of an hour on on
 
 from __future__ import annotations
 
-import coverage
+import examination
 import pytest
 from architecture_names import COMPILED
+
+from prunec.compiler.inputs import synthetic_inputs
 
 FEW = ("bert convnextv2 deberta-v2 falcon gpt2 llama mixtral swin t5 whisper").split()
 
 
+@pytest.fixture(autouse=True)
+def _short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic_inputs, "TEXT_LENGTH", examination.TEXT_LENGTH)
+
+
 def passes_every_check(name: str) -> None:
-    row = coverage.one(name, onnx=False)
+    row = examination.one(name, onnx=False)
     assert "skipped" not in row, row["skipped"]
     assert row["failures"] == []
     assert row["dimensions"]
