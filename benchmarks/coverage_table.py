@@ -12,8 +12,8 @@ EXACT, ONNX = 1e-4, 1e-3
 
 INTRODUCTION = """# What prunec compiles
 
-Written by `python benchmarks/coverage.py`, which makes all rows or, with names, only theirs: rows may
-be of several runs, and ONNX is empty where a row was made with `--no-onnx`. {environment}
+Written by `python benchmarks/coverage.py`, which makes all rows or, with names, only theirs: rows
+may be of several runs, and ONNX is empty where a row was made with `--no-onnx`. {environment}
 
 Each architecture is built at a tiny configuration with random weights (of gain one, so that
 attention is not uniform), captured from inputs made from its configuration, and a random half of

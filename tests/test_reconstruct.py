@@ -2,94 +2,20 @@
 
 from __future__ import annotations
 
-import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import digits
 import pytest
 import torch
 import torch.nn.functional as F
-from compiled import compress, compress_tokens
-from tiny_models import tiny_bert, tiny_llama
+from compiled import compress_tokens
+from repair_cases import EXACT, Chain, Conv1D, Product, best, data, details, repaired, seeded
+from tiny_models import tiny_llama
 from torch import Tensor, nn
 
 from prunec import compiler, passes
-from prunec.compiler import Result
 from prunec.compiler.errors import PlanError
 from prunec.passes.reconstruction import repair as repair_module
-
-EXACT = 1e-12  # a ridge that is no more than rounding
-
-
-class Chain(nn.Module):
-    """A layer whose outputs are cut, an activation, and the layer that reads them."""
-
-    def __init__(
-        self, first: nn.Module, second: nn.Module, behind: nn.Module | None = None
-    ) -> None:
-        super().__init__()
-        self.first, self.second = first, second
-        self.behind = behind if behind is not None else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.behind(self.second(torch.relu(self.first(x))))
-
-
-class Product(nn.Module):
-    """A matrix product with a weight, and no class that could hold a bias."""
-
-    def __init__(self, flipped: bool = False) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(5, 16) if flipped else torch.randn(16, 5))
-        self.flipped = flipped
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ (self.weight.t() if self.flipped else self.weight)
-
-
-class Conv1D(nn.Module):
-    """What GPT-2 calls a layer: addmm with a weight [in, out]."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.randn(16, 5)), nn.Parameter(torch.randn(5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.addmm(self.bias, x.view(-1, 16), self.weight).view(*x.shape[:-1], 5)
-
-
-def seeded(build: Callable[[], nn.Module]) -> nn.Module:
-    torch.manual_seed(0)
-    return build().double().eval()
-
-
-def repaired(
-    model: nn.Module, batches: Sequence[Any], *, ratio: float = 0.5, **options: Any
-) -> tuple[Result, Result]:
-    """The raw cut of every width, and the same cut repaired."""
-    options = {"ridge": EXACT} | options
-    graph = compiler.capture(model, (batches[0],))
-    cut = [passes.MagnitudeScore(), passes.PruneChannels(ratio=ratio), passes.SparseToDense()]
-    raw = compiler.PassManager(cut).run(graph, batches)
-    return raw, compiler.PassManager([*cut, passes.Reconstruct(**options)]).run(graph, batches)
-
-
-def details(result: Result) -> dict[str, Any]:
-    return result.report.passes[-1].details
-
-
-def data(*shape: int, count: int = 4) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(5)
-    return list(torch.randn(count, *shape, dtype=torch.float64, generator=generator))
-
-
-def best(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights [D, O] and bias [O] of least squares, by torch."""
-    rows = torch.cat([x, torch.ones_like(x[:, :1])], 1)
-    solution = torch.linalg.lstsq(rows, target).solution
-    return solution[:-1], solution[-1]
-
 
 # The mathematics.
 
@@ -440,69 +366,3 @@ def test_rows_that_are_not_finite_leave_a_layer_alone() -> None:
 def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(PlanError, match="must be at least"):
         passes.Reconstruct(**options)
-
-
-# Back ends.
-
-
-def outputs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    with torch.no_grad():
-        return model(**batch)["logits"]
-
-
-@pytest.mark.parametrize("build", [tiny_bert, tiny_llama])
-def test_back_ends_files_and_onnx_agree_after_repair(
-    build: Callable[[], Any], tmp_path: pathlib.Path
-) -> None:
-    tokens = [{"input_ids": torch.randint(0, 99, (8, 7))} for _ in range(12)]
-    result = compress_tokens(build(), calibration=tokens)
-    assert type(result.model) is type(build())
-    summary = next(p.summary for p in result.report.passes if p.name == "reconstruct")
-    assert ("biases added" in summary) == (build is tiny_llama)
-    assert result.verify().passed
-    assert result.report.after.params == sum(p.numel() for p in result.model.parameters())
-    expected = outputs(result.model, tokens[0])
-    torch.testing.assert_close(outputs(result.graph_module, tokens[0]), expected)
-    assert result.export_onnx(tmp_path / "model.onnx").max_rel_error < 1e-4
-    result.save(tmp_path / "saved")
-    for graph in (False, True):
-        loaded = compiler.load(tmp_path / "saved", graph=graph)
-        torch.testing.assert_close(outputs(loaded, tokens[0]), expected)
-
-
-def test_biases_are_added_only_where_asked() -> None:
-    tokens = [{"input_ids": torch.randint(0, 99, (8, 7))} for _ in range(12)]
-    options = {"reconstruct": {"add_bias": False}}
-    result = compress_tokens(tiny_llama(), calibration=tokens, options=options)
-    assert not any(name.endswith("bias") for name, _ in result.model.named_parameters())
-    layers = next(p for p in result.report.passes if p.name == "reconstruct").details["layers"]
-    assert layers["model.layers.0.mlp.down_proj.weight"]["note"] == "it has no bias"
-
-
-def test_a_graph_without_a_class_takes_new_biases_too() -> None:
-    class Baked(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.head = nn.Linear(8, 12), nn.Linear(12, 3, bias=False)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(torch.relu(self.first(x)).reshape(-1, 12))
-
-    result = compress(seeded(Baked), data(4, 8)[0], calibration=data(30, 8))
-    assert result.model is result.graph_module
-    assert result.model.head.bias.any()
-    assert next(c for c in result.verify().checks if c.name == "graph module == program").passed
-
-
-# The whole way.
-
-
-def test_digits_at_a_quarter_of_the_width_are_read_again_without_labels() -> None:
-    torch.manual_seed(0)
-    model = digits.DigitsNet()
-    digits.train(model, epochs=4)
-    images, _ = digits.tensors("train")
-    raw, result = repaired(model, list(images[:256].split(64)), ratio=0.75, ridge=1e-2)
-    assert digits.accuracy(model) > 0.95
-    assert digits.accuracy(raw.model) < 0.4
-    assert digits.accuracy(result.model) > 0.85
