@@ -22,8 +22,10 @@ class Compilation:
     """What passes read and extend.
 
     `graph` is the model as captured and never changes. `plan` says what goes; `scores` give each
-    dimension's entries their importance (float tensor of the dimension's size); `widths` how many
-    entries of a dimension stay. `dense` is there once SparseToDense has run. `calibration` is what
+    dimension's entries their importance (float tensor of the dimension's size); `errors` each
+    dimension's relative squared error at its consumers by width (float64 [size + 1], entry w with
+    w entries kept, 0 at the full width, never rising with w; None or without the dimension where no
+    score knows it); `widths` how many entries of a dimension stay. `dense` is there once SparseToDense has run. `calibration` is what
     `compile` was given: unlabelled batches, flat inputs of the program.
     """
 
@@ -34,6 +36,7 @@ class Compilation:
             model=name, outputs=graph.outputs, untie_tables=graph.untie_tables, graph=graph
         )
         self.scores: dict[str, Tensor] | None = None
+        self.errors: dict[str, Tensor] | None = None
         self.widths: dict[str, int] | None = None
         self.dense: Dense | None = None
         self.dead = DeadEntries()

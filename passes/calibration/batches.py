@@ -24,9 +24,9 @@ def calibration_batches(
 
     `given`: batches as `compile` takes them; None: those of the compilation. Left out are batches
     of shapes that the captured program does not run on, and those beyond `memory`: bytes for the
-    values of all batches that are alive at once while the original and the smaller model run side
-    by side, estimated from the first batch by the size of the inputs. Raises PlanError, naming the
-    pass that `asks`, where there is nothing to use.
+    values of all batches that are alive at once while the original, and the smaller model where
+    there is one, run side by side, estimated from the first batch by the size of the inputs. Raises
+    PlanError, naming the pass that `asks`, where there is nothing to use.
     """
     program = state.graph.program
     batches = (
@@ -72,9 +72,11 @@ def _shapes(flat: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def _peak(state: Compilation, flat: Sequence[Any]) -> int:
-    """The most bytes that one batch leaves in both programs between two contractions."""
-    assert state.dense is not None
-    streams = [Stream(p, [flat]) for p in (state.graph.program, state.dense.program)]
+    """The most bytes that one batch leaves in the programs between two contractions."""
+    programs = [state.graph.program]
+    if state.dense is not None:
+        programs.append(state.dense.program)
+    streams = [Stream(p, [flat]) for p in programs]
     peaks = [0]
     for name in dict.fromkeys(sink.node.name for sink in state.graph.inference.sinks):
         for stream in streams:
