@@ -56,7 +56,9 @@ def compile_(
     model: Model,
     target: Annotated[
         str,
-        typer.Option(help="speedup=2, params=0.5, macs=0.5, width=0.5, bytes=0.5 or latency_ms=3"),
+        typer.Option(
+            help="speedup=2, latency_ms=3, params=0.5, macs=0.5, bytes=0.5, width=0.5 or error=1e-3"
+        ),
     ],
     data: Annotated[
         str | None,

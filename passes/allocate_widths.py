@@ -19,6 +19,7 @@ from ..compiler.passmanager import Pass, PassResult
 from ..compiler.rewrite.rewrite import rewrite
 from ..compiler.rewrite.selection import as_patterns, kept_count, matches, one_factor_each
 from ..compiler.target import Target
+from .allocation.within_error import widths_within
 
 FLOOR = 0.05  # the smallest share a target may leave of a dimension
 MEASUREMENTS = 7
@@ -32,8 +33,10 @@ class AllocateWidths(Pass):
     `width` is that share itself. `params`, `macs` and `bytes` are met by bisection on exact costs;
     `speedup` and `latency_ms` by measuring rewritten candidates side by side with the original.
     Exact dimensions are tried first; norm-coupled ones only when those cannot meet the target
-    (`width` takes all). `round_to`: keep multiples. `exclude`: patterns left alone, as
-    experts are: those go by PruneChannels(include="expert"). Sets `widths`.
+    (`width` takes all). `error` takes of every exact dimension the fewest entries whose predicted
+    error stays within it, by the error curves of a score before it; others keep their size.
+    `round_to`: keep multiples. `exclude`: patterns left alone, as experts are: those go by
+    PruneChannels(include="expert"). Sets `widths`.
     Raises TargetError naming what was reachable.
     """
 
@@ -62,6 +65,9 @@ class AllocateWidths(Pass):
         if self.target.kind == "width":
             widths = self._widths(everything, self.target.value)
             share = self.target.value
+        elif self.target.kind == "error":
+            widths = self._within_error(state, free)
+            share = sum(widths.values()) / sum(state.graph.dimensions[n].size for n in widths)
         else:
             share, widths = self._search(state, exact, everything)
         if all(widths.get(d.name, d.size) == d.size for d in everything):
@@ -76,6 +82,16 @@ class AllocateWidths(Pass):
 
     def _widths(self, dimensions: Sequence[Dimension], share: float) -> dict[str, int]:
         return {d.name: kept_count(d, 1 - share, self.round_to) for d in dimensions}
+
+    def _within_error(self, state: Compilation, free: list[Dimension]) -> dict[str, int]:
+        known = [d for d in free if d.exact and d.name in (state.errors or {})]
+        least = widths_within(one_factor_each(known, []), state.errors, self.target.value)
+        return {
+            name: min(
+                math.ceil(w / self.round_to) * self.round_to, state.graph.dimensions[name].size
+            )
+            for name, w in least.items()
+        }
 
     def _reached(self, state: Compilation, widths: dict[str, int]) -> str:
         before, after = cost(state.graph), cost(state.graph, _sizes(state, widths))
