@@ -15,6 +15,7 @@ from .rewrite.dead import DeadEntries
 from .rewrite.slicing import zero_tensor
 
 if TYPE_CHECKING:
+    from .report import Aim
     from .verify.oracles import Check
 
 
@@ -25,8 +26,9 @@ class Compilation:
     dimension's entries their importance (float tensor of the dimension's size); `errors` each
     dimension's relative squared error at its consumers by width (float64 [size + 1], entry w with
     w entries kept, 0 at the full width, never rising with w; None or without the dimension where no
-    score knows it); `widths` how many entries of a dimension stay. `dense` is there once SparseToDense has run. `calibration` is what
-    `compile` was given: unlabelled batches, flat inputs of the program.
+    score knows it); `widths` how many entries of a dimension stay; `aim` the target these meet.
+    `dense` is there once SparseToDense has run. `calibration` is what `compile` was given:
+    unlabelled batches, flat inputs of the program.
     """
 
     def __init__(self, graph: Graph, calibration: list[list[Any]] | None = None) -> None:
@@ -38,6 +40,7 @@ class Compilation:
         self.scores: dict[str, Tensor] | None = None
         self.errors: dict[str, Tensor] | None = None
         self.widths: dict[str, int] | None = None
+        self.aim: Aim | None = None
         self.dense: Dense | None = None
         self.dead = DeadEntries()
         self.calibration = calibration or []

@@ -39,6 +39,16 @@ class DimensionReport:
     reason: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Aim:
+    """A target, and its quantity as predicted and as measured (None: not measured, or counts that
+    need no prediction)."""
+
+    asked: str
+    predicted: float | None = None
+    measured: float | None = None
+
+
 @dataclasses.dataclass
 class Report:
     """Everything measured in one compile. Sizes are for the whole model, MACs for one sample."""
@@ -55,6 +65,7 @@ class Report:
     quality: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     disk: tuple[int, int] | None = None
     target: str = ""
+    aim: Aim | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:

@@ -221,4 +221,5 @@ def _report(state: Compilation, passes: list[PassReport]) -> Report:
         passes=passes,
         checks=list(state.checks),
         notes=notes,
+        aim=state.aim,
     )

@@ -27,6 +27,7 @@ LAYERS = (
     ("emit",),
     ("onnx_files",),
     ("measure",),
+    ("cost_model",),
     ("plan",),
     ("artifact",),
     ("target", "report", "compilation", "passmanager", "result", "recipe"),

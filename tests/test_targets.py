@@ -144,7 +144,7 @@ def test_speed_target_reaches_the_runtime_and_batch_it_names(
         seen.add((options["runtime"], options["batch"]))
         return timed_by_size(*args, **options)
 
-    monkeypatch.setattr("prunec.passes.allocate_widths.compare_modules", timed)
+    monkeypatch.setattr("prunec.passes.allocation.candidate.compare_modules", timed)
     compress(target=Target(speedup=2, runtime="compile", batch=5))
     assert seen == {("compile", 5)}
 
@@ -152,7 +152,7 @@ def test_speed_target_reaches_the_runtime_and_batch_it_names(
 def test_speed_that_falls_short_when_measured_again_is_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("prunec.passes.allocate_widths.compare_modules", timed_by_size)
+    monkeypatch.setattr("prunec.passes.allocation.candidate.compare_modules", timed_by_size)
     monkeypatch.setattr("prunec.compiler.result.compare_modules", lambda *_, **__: comparison(1.25))
     result = compress(target=Target(speedup=2), measure=True)
     assert any("asked for speedup=2, measured 1.25x" in n for n in result.report.notes)
