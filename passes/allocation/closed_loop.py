@@ -18,6 +18,7 @@ from .solver import Solver, Widths
 REFINED = 6  # how often a solution's ops are measured and it is solved for again
 ROUNDS = 5
 CLOSE = 0.02  # a measured speed so near the target ends the loop
+STEP, STEPS = 0.03, 10  # how a budget moves on that gives widths already measured
 SLACK = 0.03  # a measured speed so much below the target still counts as met
 AIM = 0.005  # aimed beyond the target, so that noise does not fall short as often
 
@@ -54,7 +55,7 @@ class ClosedLoop:
         each = max(0.0, self.original_ms - timed) / elements if elements else 0.0
         self.model: CostModel = self.times.model(each)
         self.full = max(self.model.total(), 1e-9)
-        self.points = [_Point({}, 1.0, 1.0)]
+        self.points = [_Point(solver.at_share(1.0), 1.0, 1.0)]
         self.rounds: list[dict[str, Any]] = []
 
     @property
@@ -73,20 +74,31 @@ class ClosedLoop:
         if not self._fast_enough(smallest):
             return self._reached(smallest, met=False)
         for _ in range(ROUNDS):
-            widths = self._solve(wanted * (1 - AIM))
-            if any(p.widths == widths for p in self.points):
+            widths = self._next(wanted * (1 - AIM))
+            if widths is None:
                 break
             point = self._measure(widths)
             if abs(point.time / wanted - 1) <= CLOSE:
                 break
         met = [p for p in self.points if self._fast_enough(p)]
-        return self._reached(min(met, key=lambda p: self.solver.loss(p.widths)), met=True)
+        return self._reached(min(met, key=lambda p: abs(p.time / wanted - 1)), met=True)
 
-    def _solve(self, wanted: float) -> Widths:
-        """The widths predicted to take `wanted`, solved again with their ops measured until all
-        of them are."""
+    def _next(self, wanted: float) -> Widths | None:
+        """The widths predicted to take `wanted`, or, where those were measured, the next ones on
+        the side where the last fell short; None when there are none."""
         times, ops = self._line()
         budget = float(np.interp(wanted, times, ops)) * self.full
+        further = 1 - STEP if self.points[-1].time > wanted else 1 + STEP
+        for _ in range(STEPS):
+            widths = self._solve(budget)
+            if all(p.widths != widths for p in self.points):
+                return widths
+            budget *= further
+        return None
+
+    def _solve(self, budget: float) -> Widths:
+        """The widths within a budget of ops' time, solved again until all their ops are measured
+        as they are."""
         widths = self.solver.within(self.model, budget) or self.solver.smallest()
         for _ in range(REFINED):
             if not self.times.refine(self.solver.sizes(widths)):
