@@ -16,7 +16,7 @@ from ...compiler.rewrite.selection import kept_count
 STEPS = 16  # shares k / STEPS of a dimension are candidates
 SNAPS = ((1024, 64), (256, 16), (32, 8))  # from this size on, to multiples of that
 FEW = 32  # a dimension of so many entries may have every width
-NOTHING_LEFT = 1 - 1e-6  # of a signal, as an error; beyond it errors add up as they are
+NOTHING_LEFT = 1 - 1e-6  # the largest share lost, as far as its logarithm goes
 EXACT = 1e-12  # an error below is rounding
 
 
@@ -30,11 +30,12 @@ class Choice:
 
 
 def loss_curve(dimension: Dimension, scores: Tensor, errors: Tensor | None) -> np.ndarray:
-    """Loss by width, float64 [size + 1], 0 at the full width: -log(1 - e), so that a sum of losses
-    is the log of the share of the signal that passes all dimensions, each of which keeps 1 - e.
+    """Loss by width, float64 [size + 1], 0 at the full width: -k log(1 - e / k), so that a sum of
+    losses is the log of the share of the signal that passes all dimensions. A plain sum of errors
+    would end whole layers, whose error cannot exceed 1.
 
-    e is the relative squared error where there is a curve of it, else the share of the squared
-    importance that goes, lowest first.
+    e is the relative squared error where there is a curve of it, summed over k readers (what it is
+    with nothing kept); else the share of the squared importance that goes, lowest first.
     """
     if errors is not None:
         lost = errors.double().cpu().numpy().clip(min=0)
@@ -44,7 +45,8 @@ def loss_curve(dimension: Dimension, scores: Tensor, errors: Tensor | None) -> n
         total = squared.sum()
         lost = lost / total if total > 0 else np.linspace(1.0, 0.0, dimension.size + 1)
     lost = np.maximum.accumulate(lost[::-1])[::-1]  # never rising with width
-    return -np.log1p(-lost.clip(max=NOTHING_LEFT)) + (lost - NOTHING_LEFT).clip(min=0)
+    readers = max(1.0, float(lost[0]))
+    return -readers * np.log1p(-(lost / readers).clip(max=NOTHING_LEFT))
 
 
 def choices(
