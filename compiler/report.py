@@ -78,7 +78,8 @@ class Report:
 
     def tables(self) -> list[Table]:
         """The tables people are shown: sizes and quality, speed, checks."""
-        return [t for t in (self._sizes(), self._speed(), self._checks()) if t.row_count]
+        found = (self._sizes(), self._aim(), self._speed(), self._checks())
+        return [t for t in found if t.row_count]
 
     def _sizes(self) -> Table:
         title = f"{self.model}" + (f", target {self.target}" if self.target else "")
@@ -97,6 +98,15 @@ class Report:
             table.add_row(name, f"{old:,.0f}", f"{new:,.0f}", share)
         for name, (old, new) in self.quality.items():
             table.add_row(name, f"{old:.4f}", f"{new:.4f}", f"{new / old:.1%}" if old else "-")
+        return table
+
+    def _aim(self) -> Table:
+        table = Table(title="target", title_justify="left")
+        for column in ("asked", "predicted", "measured"):
+            table.add_column(column)
+        if self.aim is not None and self.aim.measured is not None:
+            numbers = (self.aim.predicted, self.aim.measured)
+            table.add_row(self.aim.asked, *("-" if n is None else f"{n:.3g}" for n in numbers))
         return table
 
     def _speed(self) -> Table:

@@ -32,7 +32,7 @@ LAYERS = (
     ("artifact",),
     ("target", "report", "compilation", "passmanager", "result", "recipe"),
     ("sources",),
-    ("driver",),
+    ("driver", "quality", "sweep", "sweep_plot"),
     ("__init__",),
     ("commands",),
     ("__main__",),

@@ -55,7 +55,7 @@ class OpTimes:
         dtypes = {t.dtype for t in program.tensors.values() if t.is_floating_point()}
         facts = describe(program.device(), min(dtypes, key=str, default=None))
         self.table = CostTable(facts, "onnxruntime" if runtime == "onnxruntime" else "torch")
-        self._nodes = {n.name: n for n in program.graph.nodes}
+        self.nodes = {n.name: n for n in program.graph.nodes}
         self.axes = self._variable_ops()
         self.timed: dict[str, Curve] = {}
         self.counted: dict[str, frozenset[Var]] = {}
@@ -79,6 +79,13 @@ class OpTimes:
         """The elements that ops which are not timed go through, at full widths."""
         return float(sum(self._elements.values()))
 
+    def extremes(self) -> dict[str, tuple[float, float]]:
+        """By op with a width, milliseconds at full size and with every width at its floor."""
+        return {
+            name: (curve.at(self._position(name, {})), curve.at(self._position(name, self.lowest)))
+            for name, curve in self.timed.items()
+        }
+
     def refine(self, sizes: Sizes) -> bool:
         """Measure every op at exactly these sizes, unless all are known; whether one was not."""
         places = {name: self._position(name, sizes) for name in self.timed}
@@ -95,7 +102,7 @@ class OpTimes:
         """By node, the widths of each op that does work."""
         chosen = frozenset(self.lowest)
         found: dict[str, list[Axis]] = {}
-        for node in self._nodes.values():
+        for node in self.nodes.values():
             if node.op == "call_function" and works(node):
                 axes = axes_of(_terms(self.graph, node), chosen)
                 if axes:
@@ -168,13 +175,13 @@ class OpTimes:
         axes = self.axes[name]
         found = [
             str([i for i, axis in enumerate(axes) if set(axis.variables) & set(variables(term))])
-            for term in _terms(self.graph, self._nodes[name])
+            for term in _terms(self.graph, self.nodes[name])
         ]
         return [*found, *(str([self.lowest[v] for v in axis.variables]) for axis in axes)]
 
     def _made(self, name: str, each: float, sizes: Sizes) -> float:
         known = dict(sizes)
-        terms = self.graph.inference.terms.get(self._nodes[name])
+        terms = self.graph.inference.terms.get(self.nodes[name])
         terms = terms if isinstance(terms, list) else []
         share = math.prod(width_of(t, known) / max(t.size or 1, 1) for t in terms)
         return each * self._elements[name] * share

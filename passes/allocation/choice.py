@@ -13,7 +13,7 @@ from torch import Tensor
 from ...compiler.inference.dimensions import Dimension
 from ...compiler.rewrite.selection import kept_count
 
-STEPS = 16  # shares k / STEPS of a dimension are candidates
+STEPS = 16, 32  # shares k / STEPS of a dimension are candidates: snapped, and as they are
 SNAPS = ((1024, 64), (256, 16), (32, 8))  # from this size on, to multiples of that
 FEW = 32  # a dimension of so many entries may have every width
 NOTHING_LEFT = 1 - 1e-6  # the largest share lost, as far as its logarithm goes
@@ -55,8 +55,9 @@ def choices(
     lowest: Mapping[str, int],
     round_to: int = 1,
     uniform: bool = False,
+    snap: bool = True,
 ) -> list[Choice]:
-    """One choice for each dimension; with `uniform` one for each set of repeated layers, which are
+    """One choice for each dimension (`candidates`); with `uniform` one for each set of repeated layers, which are
     those of one kind and size whose names differ in numbers only."""
     groups: dict[object, list[Dimension]] = {}
     for d in dimensions:
@@ -66,19 +67,22 @@ def choices(
     for group in groups.values():
         floor = max(lowest[d.name] for d in group)
         total = np.sum([curves[d.name] for d in group], axis=0)
-        widths = candidates(group[0].size, floor, round_to, total)
+        widths = candidates(group[0].size, floor, round_to, total, snap)
         found.append(Choice(tuple(group), widths, total[list(widths)]))
     return found
 
 
-def candidates(size: int, floor: int, round_to: int, curve: np.ndarray) -> tuple[int, ...]:
-    """Widths worth trying, ascending, the floor and the size among them: even shares at multiples
-    that hardware likes, and where the loss becomes nothing."""
-    step = max([round_to, *(m for least, m in SNAPS if size >= least and round_to == 1)][:2])
+def candidates(
+    size: int, floor: int, round_to: int, curve: np.ndarray, snap: bool = True
+) -> tuple[int, ...]:
+    """Widths worth trying, ascending, the floor and the size among them: even shares, where the
+    loss becomes nothing, and with `snap` at multiples that hardware likes."""
+    likes = next((m for least, m in SNAPS if size >= least), 1) if snap else 1
+    step, steps = (round_to if round_to > 1 else likes), STEPS[0 if snap else 1]
     if size <= FEW:
         found = set(range(floor, size + 1))
     else:
-        found = {round(size * k / STEPS / step) * step for k in range(1, STEPS)}
+        found = {round(size * k / steps / step) * step for k in range(1, steps)}
         found.add(int(np.argmax(curve <= EXACT)))
     if round_to > 1:
         found = {math.ceil(w / round_to) * round_to for w in found}

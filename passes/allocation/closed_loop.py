@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...compiler.compilation import Compilation
+from ...compiler.cost_model.bound import what_bounds
 from ...compiler.cost_model.measured import OpTimes
 from ...compiler.cost_model.parts import CostModel
 from ...compiler.target import Target
@@ -20,6 +21,7 @@ ROUNDS = 5
 CLOSE = 0.02  # a measured speed so near the target ends the loop
 STEP, STEPS = 0.03, 10  # how a budget moves on that gives widths already measured
 SLACK = 0.03  # a measured speed so much below the target still counts as met
+BOUND = 0.5  # of the time staying at the smallest widths is worth a word
 AIM = 0.005  # aimed beyond the target, so that noise does not fall short as often
 
 
@@ -72,7 +74,7 @@ class ClosedLoop:
             return Reached(self.solver.at_share(1.0))
         smallest = self._measure(self.solver.smallest())
         if not self._fast_enough(smallest):
-            return self._reached(smallest, met=False)
+            return self._reached(smallest, False, what_bounds(self.times, smallest.time))
         for _ in range(ROUNDS):
             widths = self._next(wanted * (1 - AIM))
             if widths is None:
@@ -81,7 +83,8 @@ class ClosedLoop:
             if abs(point.time / wanted - 1) <= CLOSE:
                 break
         met = [p for p in self.points if self._fast_enough(p)]
-        return self._reached(min(met, key=lambda p: abs(p.time / wanted - 1)), met=True)
+        why = what_bounds(self.times, smallest.time) if smallest.time > BOUND else ""
+        return self._reached(min(met, key=lambda p: abs(p.time / wanted - 1)), True, why)
 
     def _next(self, wanted: float) -> Widths | None:
         """The widths predicted to take `wanted`, or, where those were measured, the next ones on
@@ -142,9 +145,9 @@ class ClosedLoop:
         """A share of the original's time as the target counts it."""
         return 1 / time if self.target.kind == "speedup" else time * self.original_ms
 
-    def _reached(self, point: _Point, met: bool) -> Reached:
+    def _reached(self, point: _Point, met: bool, why: str = "") -> Reached:
         row = self.rounds[self.points.index(point) - 1]
-        return Reached(point.widths, met, row["predicted"], row["measured"], self.rounds)
+        return Reached(point.widths, met, row["predicted"], row["measured"], self.rounds, why)
 
 
 def closed_loop(state: Compilation, solver: Solver, target: Target) -> Reached:

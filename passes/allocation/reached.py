@@ -13,13 +13,14 @@ from .solver import Widths
 class Reached:
     """Widths and the target's quantity as `predicted` and, where the target is one of speed, as
     `measured` beside the original. `met`: whether the target is. `rounds`: each widths that were
-    measured on the way, with both numbers."""
+    measured on the way, with both numbers. `why`: what stands in the way of more."""
 
     widths: Widths
     met: bool = True
     predicted: float | None = None
     measured: float | None = None
     rounds: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    why: str = ""
 
     @property
     def value(self) -> float:

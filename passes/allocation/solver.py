@@ -20,7 +20,7 @@ class Solver:
     """Chooses the widths of some dimensions, each at least its `lowest`, for a cost model.
 
     `share`: one share for all. Otherwise the knapsack, which also starts from that share; `uniform`
-    keeps repeated layers equal (one share does by itself).
+    keeps repeated layers equal (one share does by itself); `snap`: to widths that hardware likes.
     """
 
     def __init__(
@@ -33,6 +33,7 @@ class Solver:
         round_to: int = 1,
         uniform: bool = False,
         share: bool = False,
+        snap: bool = True,
     ) -> None:
         self.dimensions = list(dimensions)
         self.lowest = dict(lowest)
@@ -41,7 +42,7 @@ class Solver:
         self.curves = {
             d.name: loss_curve(d, scores[d.name], (errors or {}).get(d.name)) for d in dimensions
         }
-        self.choices = choices(dimensions, self.curves, lowest, round_to, uniform)
+        self.choices = choices(dimensions, self.curves, lowest, round_to, uniform, snap)
 
     def smallest(self) -> Widths:
         """Every dimension at its floor."""
