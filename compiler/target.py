@@ -82,3 +82,12 @@ class Target:
         except ValueError as error:
             raise TargetError(f"target '{text}' has no number in it.") from error
         return cls(**{match.group(1): value}, runtime=runtime, batch=batch)  # type: ignore[arg-type]
+
+    @classmethod
+    def parse_several(
+        cls, text: str, runtime: str = "torch", batch: int | None = None
+    ) -> list[Target]:
+        """Read `1.3,1.5,2` (speed-ups) or `params=0.7,0.5`. Raises TargetError."""
+        name, given, values = text.rpartition("=")
+        name = name if given else "speedup"
+        return [cls.parse(f"{name}={value}", runtime, batch) for value in values.split(",")]

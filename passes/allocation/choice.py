@@ -57,8 +57,8 @@ def choices(
     uniform: bool = False,
     snap: bool = True,
 ) -> list[Choice]:
-    """One choice for each dimension (`candidates`); with `uniform` one for each set of repeated layers, which are
-    those of one kind and size whose names differ in numbers only."""
+    """One choice for each dimension, of its `candidates`; with `uniform` one for each set of
+    repeated layers, which are those of one kind and size whose names differ in numbers only."""
     groups: dict[object, list[Dimension]] = {}
     for d in dimensions:
         key = (re.sub(r"\d+", "*", d.name), d.kind, d.size) if uniform else d.name

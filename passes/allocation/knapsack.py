@@ -33,6 +33,7 @@ def knapsack(items: Sequence[Item], budget: float, buckets: int = BUCKETS) -> li
     slack = budget - sum(floors)
     if slack < 0:
         return None
+    buckets = buckets if slack > 0 else 0
     part = slack / buckets if slack > 0 else 1.0
     best = np.zeros(buckets + 1)  # least loss so far with at most so many parts spent
     taken: list[np.ndarray] = []
