@@ -71,9 +71,14 @@ class Comparison:
         """Whether the model timed against itself came out within 5 % of 1."""
         return abs(self.control - 1) <= 0.05
 
+    @property
+    def throughput(self) -> float:
+        """Samples a second that `after` takes."""
+        return (self.batch or 1) * 1e3 / max(self.after.median_ms, 1e-9)
+
     def to_json(self) -> dict[str, Any]:
-        """All fields, and `steady`, as JSON types."""
-        return dataclasses.asdict(self) | {"steady": self.steady}
+        """All fields, and `steady` and `throughput`, as JSON types."""
+        return dataclasses.asdict(self) | {"steady": self.steady, "throughput": self.throughput}
 
 
 def compare(
