@@ -13,7 +13,6 @@ from ..measure.onnx_timing import compare_onnx_files
 from ..measure.timing import Comparison
 from .open_model import open_model
 
-
 ATTEMPTS = 3  # at a steady timing
 
 
