@@ -78,6 +78,20 @@ def test_convolutions_are_solved_as_lstsq_does_in_each_group(options: dict[str, 
         torch.testing.assert_close(found.bias[outputs], bias)
 
 
+def test_convolutions_over_three_axes_are_solved() -> None:
+    model = seeded(lambda: Chain(nn.Conv3d(2, 8, 3), nn.Conv3d(8, 3, (2, 1, 2), stride=(1, 2, 1))))
+    batches = data(6, 2, 6, 6, 6)
+    raw, result = repaired(model, batches)
+    x = torch.relu(raw.model.first(torch.cat(batches)))
+    # the taps of [N, C, D, H, W], one by one, as the kernel (2, 1, 2) places them
+    taps = [x[:, :, i : i + 3, ::2, k : k + 3] for i in range(2) for k in range(2)]
+    rows = torch.stack(taps, 2).flatten(1, 2).movedim(1, -1).flatten(0, -2)
+    target = model(torch.cat(batches)).movedim(1, -1).flatten(0, -2)
+    weight, bias = best(rows, target)
+    torch.testing.assert_close(result.model.second.weight.flatten(1).T, weight)
+    torch.testing.assert_close(result.model.second.bias, bias)
+
+
 def test_convolutions_over_one_axis_are_solved() -> None:
     model = seeded(lambda: Chain(nn.Conv1d(3, 16, 3), nn.Conv1d(16, 6, 3, padding=1)))
     batches = data(4, 3, 20)
