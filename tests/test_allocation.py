@@ -161,3 +161,31 @@ def test_time_that_widths_do_not_take_is_told(monkeypatch: pytest.MonkeyPatch) -
         compress(target=Target(speedup=1.5))
     notes = compress(target=Target(speedup=1.1)).report.notes
     assert any("of the time stays" in note for note in notes)
+
+
+def test_losses_are_weighed_by_what_they_cost_the_outputs() -> None:
+    class TwoBranches(nn.Module):
+        """The second branch adds a hundredth of what the first does."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.loud, self.quiet = (
+                nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4)) for _ in range(2)
+            )
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.loud(x) + 0.01 * self.quiet(x)
+
+    rows = torch.randn(64, 8)
+    graph = compiler.capture(TwoBranches().eval(), (rows,))
+    widths: dict[bool, dict[str, int]] = {}
+    for weigh in (True, False):
+        state = Compilation(graph, [graph.program.flat_inputs((rows,), {})])
+        passes.MagnitudeScore().run(state)
+        state.errors = {n: torch.linspace(1, 0, 33) for n in graph.prunable}
+        widths[weigh] = allocated(state, Target(params=0.6), weigh=weigh)
+    loud, quiet = sorted(widths[True])
+    assert loud.startswith("loud")
+    assert widths[True][loud] > 32 * 0.9
+    assert widths[True][quiet] < 32 * 0.3
+    assert abs(widths[False][loud] - widths[False][quiet]) <= 2

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 from torch import Tensor
 
 from ...compiler.cost_model.parts import CostModel
@@ -14,13 +15,15 @@ from .choice import choices, loss_curve
 from .lattice import Lattice, Options, least_loss
 
 Widths = dict[str, int]
+Weigh = Callable[[Sequence[Dimension], Mapping[str, np.ndarray]], Mapping[str, float]]
 
 
 class Solver:
     """Chooses the widths of some dimensions, each at least its `lowest`, for a cost model.
 
     `share`: one share for all. Otherwise the knapsack, which also starts from that share; `uniform`
-    keeps repeated layers equal (one share does by itself); `snap`: to widths that hardware likes.
+    keeps repeated layers equal (one share does by itself); `snap`: to widths that hardware likes;
+    `weigh`: gives each dimension's loss its weight in the sum.
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class Solver:
         uniform: bool = False,
         share: bool = False,
         snap: bool = True,
+        weigh: Weigh | None = None,
     ) -> None:
         self.dimensions = list(dimensions)
         self.lowest = dict(lowest)
@@ -42,6 +46,9 @@ class Solver:
         self.curves = {
             d.name: loss_curve(d, scores[d.name], (errors or {}).get(d.name)) for d in dimensions
         }
+        if weigh is not None and not share:
+            for name, weight in weigh(self.dimensions, self.curves).items():
+                self.curves[name] = weight * self.curves[name]
         self.choices = choices(dimensions, self.curves, lowest, round_to, uniform, snap)
 
     def smallest(self) -> Widths:
