@@ -248,6 +248,9 @@ options = {options!r}
 distil(student, mlp(16).eval(), {loader}, **options)
 if os.environ.get("RANK", "0") == "0":
     torch.save(student.state_dict(), {out!r})
+if torch.distributed.is_initialized():
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 """
 
 
@@ -270,7 +273,10 @@ def test_two_processes_train_as_one_with_twice_the_batches(tmp_path: pathlib.Pat
     together = script(tmp_path / "two.py", tmp_path / "two.pt", options={"steps": 4})
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
     command += ["--master_port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    subprocess.run([*command, str(together)], check=True, env=environment(), timeout=300)
+    run = subprocess.run(
+        [*command, str(together)], env=environment(), timeout=300, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
     student = mlp(8)
     student[1] = nn.Identity()
     batches = [(X[i : i + 8], Y[i : i + 8]) for i in (0, 8, 16, 24)]
