@@ -158,7 +158,7 @@ class Distill(Pass):
 
     def run(self, state: Compilation) -> PassResult:
         started = time.perf_counter()
-        original, student = state.graph.source, state.model
+        original, student = state.teacher, state.model
         refuse_shared(student, original)
         asked = teacher_on(original, self.device)
         paths = matched_paths(state) if self.features else []
@@ -167,7 +167,11 @@ class Distill(Pass):
         objective = Objective(
             self.objective, self.temperature, self.alpha, self.embedding_loss, self.output
         )
-        training = Training(self, student, teacher, objective, inside)
+        masks = []
+        if state.masks and state.dense is not None:
+            tensors = state.dense.program.tensors
+            masks = [(tensors[name].detach(), mask) for name, mask in state.masks.items()]
+        training = Training(self, student, teacher, objective, inside, masks)
         with (
             on_device(student, self.device) as device,
             in_mode(student, training=True),

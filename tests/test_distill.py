@@ -36,7 +36,7 @@ def mlp(width: int, dropout: float = 0.0, classes: int = 3, seed: int = 1) -> nn
 
 
 def distil(student: nn.Module, teacher: nn.Module, loader: Any = LOADER, **options: Any) -> Any:
-    state: Any = SimpleNamespace(dense=None, graph=SimpleNamespace(source=teacher), model=student)
+    state: Any = SimpleNamespace(dense=None, masks={}, teacher=teacher, model=student)
     return Distill(loader, **{"learning_rate": 1e-2, **options}).run(state)
 
 

@@ -101,7 +101,8 @@ def accelerator(options: Distill, device: torch.device) -> Iterator[Accelerator]
 
 
 class Training:
-    """One run over `total` optimizer steps; the student is trained in place."""
+    """One run over `total` optimizer steps; the student is trained in place. `masks`: parameters of
+    the student and where they may differ from zero."""
 
     def __init__(
         self,
@@ -110,9 +111,11 @@ class Training:
         teacher: Teacher,
         objective: Objective,
         features: Features,
+        masks: Sequence[tuple[Tensor, Tensor]] = (),
     ) -> None:
         self.options, self.student, self.teacher = options, student, teacher
         self.objective, self.features = objective, features
+        self.masks = masks
         self.progress = Progress()
         self.watch = Watch(options.metric, options.patience)
         self.total = 0
@@ -199,6 +202,7 @@ class Training:
                         raise self._diverged()
                     self.good.keep()
                 optimizer.step()
+                self._mask()
                 optimizer.zero_grad()
             if not made.sync_gradients:
                 continue
@@ -213,6 +217,12 @@ class Training:
                 with self.average.in_place():
                     progress.stopped = not self.watch.look(self.student, step, self.good.live)
             checkpoints.save(made, step, last or progress.stopped)
+
+    @torch.no_grad()
+    def _mask(self) -> None:
+        """Weights that were set to zero stay zero."""
+        for weight, mask in self.masks:
+            weight.mul_(mask)
 
     def _loss(self, model: nn.Module, batch: Any, device: torch.device, step: int) -> Tensor:
         args, kwargs, labels = split_batch(batch, device)
