@@ -7,6 +7,7 @@ from .prune_channels import PruneChannels
 from .prune_heads import PruneHeads
 from .recalibrate_batch_norm import RecalibrateBatchNorm
 from .reconstruct import Reconstruct
+from .second_order_score import SecondOrderScore
 from .sparse_to_dense import SparseToDense
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "PruneHeads",
     "RecalibrateBatchNorm",
     "Reconstruct",
+    "SecondOrderScore",
     "SparseToDense",
 ]

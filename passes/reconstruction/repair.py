@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..calibration.consumers import Consumer, columns, find_consumers
 from ..calibration.moments import Moments, wide
 from ..calibration.outputs import output_error
 from ..calibration.progress import shown
 from .bias import BiasPlace, add_bias, find_place
-from .consumers import Consumer, columns, find_consumers
 from .least_squares import best_shift, solve
 from .targets import Comparison
 

@@ -11,11 +11,11 @@ from torch import Tensor, fx
 from ...compiler.ir.program import Program
 from ...compiler.ir.terms import variables
 from ...compiler.rewrite.slicing import term_indices
+from ..calibration.consumers import Consumer, columns
 from ..calibration.moments import Moments, wide
 from ..calibration.rows import sample
 from ..calibration.streams import Stream
 from ..calibration.tokens import TokenMasks
-from .consumers import Consumer, columns
 
 if TYPE_CHECKING:
     from ...compiler.compilation import Compilation
