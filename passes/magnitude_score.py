@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from ..compiler.compilation import Compilation
 from ..compiler.errors import PlanError
 from ..compiler.inference.dimensions import Dimension
+from ..compiler.inference.graph import Graph
 from ..compiler.passmanager import Pass, PassResult
-from ..compiler.rewrite.slicing import term_labels
+from .sensitivity.entry_sums import entry_sums, mean_one
 
 
 @dataclasses.dataclass
@@ -35,15 +36,13 @@ class MagnitudeScore(Pass):
 
     def run(self, state: Compilation) -> PassResult:
         state.scores = {
-            name: magnitudes(state, d, self.norm) for name, d in state.graph.prunable.items()
+            name: magnitudes(state.graph, d, self.norm) for name, d in state.graph.prunable.items()
         }
         return PassResult(False, f"L{self.norm} scores of {len(state.scores)} dimensions")
 
 
-def magnitudes(state: Compilation, dimension: Dimension, norm: int = 2) -> Tensor:
+def magnitudes(graph: Graph, dimension: Dimension, norm: int = 2) -> Tensor:
     """Importance per entry, float64 of shape [size], mean 1 (all equal: all ones)."""
-    graph = state.graph
-    assert dimension.var is not None
     total = torch.zeros(dimension.size, dtype=torch.float64)
     for name, axis in dimension.members:
         tensor = graph.program.tensors[name]
@@ -55,13 +54,6 @@ def magnitudes(state: Compilation, dimension: Dimension, norm: int = 2) -> Tenso
             torch.linalg.vector_norm(tensor, norm, dim=others, dtype=wide)
             if others
             else tensor.abs().to(wide)
-        ).detach()
-        per_position = norms.double().cpu() ** norm
-        labels = term_labels(graph.inference.tensors[name][axis], dimension.var)
-        for row in labels:
-            owned = row >= 0
-            total.index_add_(0, row[owned], per_position[owned])
-    if norm == 2:
-        total = total.sqrt()
-    mean = total.mean()
-    return total / mean if mean > 0 else torch.ones_like(total)
+        )
+        total += entry_sums(graph, dimension, name, axis, norms.detach().double() ** norm)
+    return mean_one(total.sqrt() if norm == 2 else total)

@@ -11,8 +11,9 @@ from ..compiler.passmanager import Pass, PassResult
 from .calibration.batches import calibration_batches
 from .calibration.streams import measuring
 from .magnitude_score import magnitudes
-from .sensitivity.curves import find_curves
-from .sensitivity.problems import Limits
+from .sensitivity.curves import Curve, curve
+from .sensitivity.input_moments import Limits, measured
+from .sensitivity.readings import find_readings
 
 if TYPE_CHECKING:
     from ..compiler.compilation import Compilation
@@ -71,29 +72,31 @@ class SecondOrderScore(Pass):
     def run(self, state: Compilation) -> PassResult:
         batches, left_out = calibration_batches(state, self.calibration, self.memory, self.name)
         limits = Limits(self.rows, self.rows_per_input, self.memory, self.seed)
+        graph, show = state.graph, self.name if self.progress else None
+        readings, reasons = find_readings(graph)
+        curves: dict[str, Curve] = {}
+        few: dict[str, None] = {}
+        large: dict[str, None] = {}
         with measuring():
-            found = find_curves(
-                state.graph,
-                batches,
-                limits,
-                full=True,
-                ridge=self.ridge,
-                step=self.step,
-                show=self.name if self.progress else None,
-            )
+            for found in measured(graph, readings, batches, limits, full=True, show=show):
+                curves[found.name] = curve(graph.program, found, self.ridge, self.step)
+                for gram, own in found.readings:
+                    layers = dict.fromkeys(r.consumer.weight for r in own)
+                    few |= layers if gram.count < gram.x.shape[1] else {}
+                    large |= {} if gram.full else layers
         state.scores = {
-            name: found.curves[name].scores if name in found.curves else magnitudes(state, d)
-            for name, d in state.graph.prunable.items()
+            name: curves[name].scores if name in curves else magnitudes(graph, d)
+            for name, d in graph.prunable.items()
         }
-        state.errors = {name: curve.errors for name, curve in found.curves.items()}
+        state.errors = {name: found.errors for name, found in curves.items()}
         details = {
             "batches": len(batches),
             "batches left out": left_out,
-            "by magnitude": found.reasons,
-            "fewer rows than inputs": found.few,
-            "variances only": found.diagonal,
+            "by magnitude": reasons,
+            "fewer rows than inputs": list(few),
+            "variances only": list(large),
         }
-        summary = f"errors by width of {len(found.curves)} dimensions"
-        if found.reasons:
-            summary += f"; {len(found.reasons)} others by magnitude"
+        summary = f"errors by width of {len(curves)} dimensions"
+        if reasons:
+            summary += f"; {len(reasons)} others by magnitude"
         return PassResult(False, summary, details)

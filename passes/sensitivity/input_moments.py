@@ -1,22 +1,23 @@
-"""What each input that layers read looks like on calibration data, and what it makes of a layer."""
+"""The moments of what each dimension is read from, on calibration data and the original model."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from ...compiler.inference.dimensions import Dimension
+from ...compiler.inference.graph import Graph
 from ...compiler.ir.program import Program
 from ..calibration.consumers import Consumer, columns
 from ..calibration.gram import Gram
 from ..calibration.moments import wide
+from ..calibration.progress import shown
 from ..calibration.rows import sample
 from ..calibration.streams import Stream
 from ..calibration.tokens import TokenMasks
-from .elimination import Problem
 from .readings import Reading
 
 
@@ -71,46 +72,56 @@ class InputMoments:
         return gram
 
 
-def input_of(consumer: Consumer) -> tuple[Any, ...]:
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A dimension with the layers that read it, by the input they share, and that input's moments."""
+
+    name: str
+    dimension: Dimension
+    readings: list[tuple[Gram, list[Reading]]]
+
+
+def measured(
+    graph: Graph,
+    readings: dict[str, list[Reading]],
+    batches: Sequence[Sequence[Any]],
+    limits: Limits,
+    *,
+    full: bool,
+    show: str | None,
+) -> Iterator[Measured]:
+    """Every dimension once the inputs it is read from are measured, in order of the graph; the
+    moments that no dimension waits for are let go. `full`: with covariances, where memory allows.
+    `show`: the name on the bar."""
+    moments = InputMoments(graph.program, batches, limits)
+    waiting = {name: _by_input(own) for name, own in readings.items()}
+    grams: dict[Any, Gram] = {}
+    for key in shown(_in_order(graph, waiting), show or "", show is not None):
+        reader = next(own[key][0] for own in waiting.values() if key in own)
+        grams[key] = moments.gram(reader.consumer, full)
+        for name in [n for n, own in waiting.items() if key in own and own.keys() <= grams.keys()]:
+            own = waiting.pop(name)
+            yield Measured(name, graph.prunable[name], [(grams[k], r) for k, r in own.items()])
+        needed = {k for own in waiting.values() for k in own}
+        grams = {k: g for k, g in grams.items() if k in needed}
+
+
+def _by_input(readings: Sequence[Reading]) -> dict[Any, list[Reading]]:
+    found: dict[Any, list[Reading]] = {}
+    for reading in readings:
+        found.setdefault(_input_of(reading.consumer), []).append(reading)
+    return found
+
+
+def _input_of(consumer: Consumer) -> tuple[Any, ...]:
     """Equal for layers that read the same values in the same way."""
     return tuple(consumer.input_of(node) for node in consumer.nodes), consumer.patches
 
 
-def problems(program: Program, gram: Gram, readings: Sequence[Reading]) -> list[Problem]:
-    """One problem per group of the layers that read the input of these covariances."""
-    covariance = gram.covariance()
-    return [
-        Problem(
-            covariance[group],
-            torch.cat([_scaled(program, covariance, r)[group] for r in readings], 1),
-            readings[0].inputs[group].to(covariance.device),
-            torch.cat([r.outputs[group] for r in readings]).to(covariance.device),
-        )
-        for group in range(len(covariance))
-    ]
-
-
-def _scaled(program: Program, covariance: Tensor, reading: Reading) -> Tensor:
-    """The layer's weight [G, D, O], by which its outputs' variances sum to 1."""
-    weight = reading.consumer.matrix(wide(program.tensors[reading.consumer.weight].detach()))
-    energy = float((weight * (covariance @ weight)).sum())
-    return weight / energy**0.5 if energy > 0 else weight * 0
-
-
-def alone(program: Program, gram: Gram, readings: Sequence[Reading], size: int) -> Tensor:
-    """What each entry contributes to the variance of the layers' outputs, as if inputs were not
-    correlated, as a share of each layer's: float64 [size].
-
-    WIFV of FLAP (An et al. 2024, eq. 5), Var(x_j) |W_:j|², per layer divided by its sum.
-    """
-    variance = gram.covariance()
-    if gram.full:
-        variance = variance.diagonal(dim1=1, dim2=2)
-    total = torch.zeros(size, dtype=torch.float64)
-    for reading in readings:
-        weight = reading.consumer.matrix(wide(program.tensors[reading.consumer.weight].detach()))
-        each = (variance * weight.square().sum(2)).cpu()
-        owned = reading.inputs >= 0
-        share = each / each.sum() if float(each.sum()) > 0 else each
-        total.index_add_(0, reading.inputs[owned], share[owned])
-    return total
+def _in_order(graph: Graph, waiting: dict[str, dict[Any, list[Reading]]]) -> list[Any]:
+    """Every input once, by the last of the nodes that read it."""
+    place = {node: i for i, node in enumerate(graph.program.graph.nodes)}
+    last = {
+        key: place[own[0].consumer.nodes[-1]] for by in waiting.values() for key, own in by.items()
+    }
+    return sorted(last, key=last.__getitem__)
