@@ -50,12 +50,12 @@ class Repair:
         assert state.dense is not None
         self.state, self.options = state, options
         self.tensors = state.dense.program.tensors
-        self.comparison = Comparison(state, batches)
         self.generator = torch.Generator().manual_seed(options.seed)
         contractions = dict.fromkeys(
             sink.node.name for sink in state.graph.inference.sinks if sink.weight is not None
         )
         self.consumers, self.reasons = find_consumers(state.dense.program, list(contractions))
+        self.comparison = Comparison(state, batches, self.consumers)
         self.outcomes: dict[str, Outcome] = {}
         self.biases_added: list[str] = []
         self.undone = False

@@ -16,6 +16,7 @@ from ..calibration.moments import Moments, wide
 from ..calibration.rows import sample
 from ..calibration.streams import Stream
 from ..calibration.tokens import TokenMasks
+from .sums import find_sum
 
 if TYPE_CHECKING:
     from ...compiler.compilation import Compilation
@@ -27,15 +28,24 @@ class Comparison:
     """Both programs on the same batches, the smaller one with the weights it has by then.
 
     The original gives the targets, at the entries that were kept; the smaller model, repaired so
-    far, the inputs. So each layer also makes up for what the ones before it could not.
+    far, the inputs. So each layer also makes up for what the ones before it could not. Where its
+    output goes into a residual sum, the sum is the target: what the stream is off by counts too.
+    `layers`: all that may be repaired.
     """
 
-    def __init__(self, state: Compilation, batches: Sequence[Sequence[Any]]) -> None:
+    def __init__(
+        self,
+        state: Compilation,
+        batches: Sequence[Sequence[Any]],
+        layers: Sequence[Consumer],
+    ) -> None:
         assert state.dense is not None
         self.state, self.batches = state, batches
         self.dense: Program = state.dense.program
         self.kept = state.plan.combined()
         self.masks = TokenMasks(self.dense, batches)
+        nodes = {node for consumer in layers for node in consumer.nodes}
+        self.sums = {node: find_sum(node, nodes) for node in nodes}
         self.restart()
 
     def restart(self) -> None:
@@ -89,18 +99,26 @@ class Comparison:
         """Per batch: its number, what the node reads, target minus result in double, the target."""
         if self.smaller.passed(node):
             self.restart()
-        original = self.original.by_name[node.name]
+        total = self.sums[node]
+        end = self.original.by_name[node.name if total is None else total.node.name]
         self.smaller.advance(node)
-        self.original.advance(original, through=True)
+        self.original.advance(end, through=True)
         for batch in range(len(self.batches)):
             self.smaller.turn_to(batch)
             self.original.turn_to(batch)
-            result = wide(self.smaller.run_node(node))
-            if constant is not None:
-                result = result + wide(self.dense.tensors[constant])
-            target = self._kept(original, self.original.value_of(original))
+            raw = self.smaller.run_node(node)
+            target = wide(self._kept(end, self.original.value_of(end)))
+            if total is not None:
+                error = target - total.value(self.smaller, node, raw)
+                error = total.back(self.smaller, node, raw, error)
+                target = wide(raw) + error
+            else:
+                result = wide(raw)
+                if constant is not None:
+                    result = result + wide(self.dense.tensors[constant])
+                error = target - result
             x = self.smaller.value_of(consumer.input_of(node))
-            yield batch, x, wide(target) - result, wide(target)
+            yield batch, x, error, target
 
     def _kept(self, original: fx.Node, value: Tensor) -> Tensor:
         """Of an original's value, what the smaller model has of it."""

@@ -74,7 +74,7 @@ class InputMoments:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A dimension with the layers that read it, by the input they share, and that input's moments."""
+    """A dimension; per input it is read from, its moments and the layers that read it."""
 
     name: str
     dimension: Dimension
