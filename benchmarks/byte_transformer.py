@@ -44,7 +44,9 @@ class Block(nn.Module):
 class ByteTransformer(nn.Module):
     """Decoder-only, norms first: int64 (batch, length <= 128) -> logits (batch, length, 256)."""
 
-    def __init__(self, width: int = 128, layers: int = 4, heads: int = 8, hidden: int = 512) -> None:
+    def __init__(
+        self, width: int = 128, layers: int = 4, heads: int = 8, hidden: int = 512
+    ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(BYTES, width)
         self.position = nn.Embedding(CONTEXT, width)

@@ -18,11 +18,31 @@ from torch.nn import functional as F
 GELU_IS_ZERO = -12.0
 
 
+def without_idle_units(model: plain_digits.PlainNet) -> plain_digits.PlainNet:
+    """A copy without the hidden units that no training image switches on: redundant as well, but
+    nobody planted them, and other images do switch some of them on."""
+    images, _ = plain_digits.splits()["train"]
+    model, seen = copy.deepcopy(model), []
+    hook = model.linear.register_forward_hook(lambda _module, _inputs, out: seen.append(out))
+    with torch.no_grad():
+        model(images)
+    hook.remove()
+    used = (seen[0].amax(0) > 0).nonzero()[:, 0]
+    linear, head = nn.Linear(256, len(used)), nn.Linear(len(used), plain_digits.CLASSES)
+    with torch.no_grad():
+        linear.weight.copy_(model.linear.weight[used])
+        linear.bias.copy_(model.linear.bias[used])
+        head.weight.copy_(model.head.weight[:, used])
+        head.bias.copy_(model.head.bias)
+    model.linear, model.head = linear, head
+    return model.eval()
+
+
 class NeckNet(nn.Module):
     """A trained PlainNet with a residual branch and a linear bottleneck in it, equal in function.
 
     (N, 1, 8, 8) -> logits (N, 10). The branch (two convolutions beside a shortcut) adds zero, the
-    bottleneck is a rotation that the layer behind it undoes; `branch` leaves the branch out.
+    bottleneck is a rotation that the layer behind it undoes; `branch=False` leaves the branch out.
     """
 
     def __init__(self, model: plain_digits.PlainNet, branch: bool, seed: int) -> None:
@@ -55,17 +75,16 @@ class NeckNet(nn.Module):
 
 @dataclasses.dataclass
 class PlantedNet:
-    """A net, the one it was made from, and `planted`: per tensor whose rows (axis 0) carry the
-    entries, how many entries there are and how many of them are redundant."""
+    """A net, the one it was made from, and `planted`: how many entries are redundant, by a tensor
+    whose rows carry the entries and the kind of the dimension."""
 
     original: nn.Module
     model: nn.Module
     calibration: list[Any]
     held_out: Tensor
-    planted: dict[str, tuple[int, int]]
+    planted: dict[tuple[str, str], int]
 
 
-Planter = Callable[[Place, int, torch.Generator], int]
 KINDS = (
     "duplicates",
     "mixtures",
@@ -84,20 +103,21 @@ def digits(kinds: Sequence[str], trained: plain_digits.PlainNet, seed: int) -> P
     """The CNN with these kinds of redundancy in it."""
     generator = torch.Generator().manual_seed(seed)
     images, _ = plain_digits.splits()["train"]
+    trained = without_idle_units(trained)
     branch = next((kind for kind in kinds if kind in BRANCHES), None)
     model = NeckNet(trained, branch is not None, seed).eval()
-    planted: dict[str, tuple[int, int]] = {}
+    planted: dict[tuple[str, str], int] = {}
     if branch == "zero branch":
         nn.init.zeros_(model.branch2.weight)
     if branch == "cancelling branch":
         assert isinstance(model.branch1, nn.Conv2d)
         _cancel(Place("branch1", [model.branch1], model.branch2, 32), generator)
     if branch is not None:
-        planted["branch1.weight"] = (32, 32)
+        planted["branch1.weight", "channel"] = 32
     places = [
         Place("conv1", [model.conv1, model.norm1], model.conv2, 32),
         Place("conv3", [model.conv3, model.norm3], model.linear, 64),
-        Place("linear", [model.linear], model.head, 128),
+        Place("linear", [model.linear], model.head, model.linear.out_features),
         Place("neck", [model.neck], model.conv3, 64, linear=True, zero_at=None),
     ]
     if branch is None:  # with one, the branch reads this place as well
@@ -110,9 +130,10 @@ def digits(kinds: Sequence[str], trained: plain_digits.PlainNet, seed: int) -> P
     for place in places:
         made = _plant(place, kinds, generator, show)
         if made:
-            planted[f"{place.name}.weight"] = (place.size, made)
+            kind = "hidden" if place.name == "linear" else "channel"
+            planted[f"{place.name}.weight", kind] = made
     held_out, _ = plain_digits.splits()["test"]
-    return PlantedNet(trained, model, [images[:1024]], held_out, planted)
+    return PlantedNet(trained, model, [images], held_out, planted)
 
 
 def byte_language_model(
@@ -121,7 +142,7 @@ def byte_language_model(
     """The transformer with these kinds of redundancy in it: heads, widths of a head, hidden."""
     generator = torch.Generator().manual_seed(seed)
     model = copy.deepcopy(trained).eval()
-    planted: dict[str, tuple[int, int]] = {}
+    planted: dict[tuple[str, str], int] = {}
     calibration = byte_transformer.windows("train", 96, seed=2000 + seed)[:, :-1]
 
     def show() -> None:
@@ -132,25 +153,30 @@ def byte_language_model(
         assert isinstance(block, byte_transformer.Block)
         makers = [block.query, block.key, block.value]
         heads = Place("heads", makers, block.out, block.heads, positive=False, zero_at=None)
-        hidden = Place("up", [block.up], block.down, 512, positive=False, zero_at=GELU_IS_ZERO)
+        hidden = Place(
+            "up",
+            [block.up],
+            block.down,
+            block.up.out_features,
+            positive=False,
+            zero_at=GELU_IS_ZERO,
+        )
         made = _plant(heads, kinds, generator, show, share=0.5)
         if made:
-            planted[f"blocks.{index}.query.weight"] = (heads.size, made)
+            planted[f"blocks.{index}.query.weight", "head"] = made
         block.heads = heads.size
         made = _plant(hidden, kinds, generator, show)
         if made:
-            planted[f"blocks.{index}.up.weight"] = (hidden.size, made)
+            planted[f"blocks.{index}.up.weight", "hidden"] = made
         if "mixtures" in kinds:
             width = block.value.out_features // heads.size
-            value = Place(
-                "value", [block.value], block.out, width, outer=heads.size, linear=True
-            )
+            value = Place("value", [block.value], block.out, width, outer=heads.size, linear=True)
             made = planting.mixtures(value, width // 2, generator)
             planting.shuffled(value, generator)
-            planted[f"blocks.{index}.value.weight"] = (value.size, made)
+            planted[f"blocks.{index}.value.weight", "head-dim"] = made
     branch = next((kind for kind in kinds if kind in BRANCHES), None)
     if branch is not None:
-        _insert_block(model, branch, generator, planted)
+        planted = _insert_block(model, trained, branch, generator, planted)
     held_out = byte_transformer.windows("held-out", 32, seed=0)[:, :-1]
     return PlantedNet(trained, model, list(calibration.split(32)), held_out, planted)
 
@@ -192,31 +218,35 @@ def _cancel(place: Place, generator: torch.Generator) -> None:
 
 def _insert_block(
     model: byte_transformer.ByteTransformer,
+    trained: byte_transformer.ByteTransformer,
     kind: str,
     generator: torch.Generator,
-    planted: dict[str, tuple[int, int]],
-) -> None:
+    planted: dict[tuple[str, str], int],
+) -> dict[tuple[str, str], int]:
     """A block that adds nothing in the middle: its last weights are zero, or undo one another."""
+    first = trained.blocks[0]
+    assert isinstance(first, byte_transformer.Block)
+    width, heads, hidden = first.up.in_features, first.heads, first.up.out_features
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
-        block = byte_transformer.Block(128, 8, 512).eval()
+        block = byte_transformer.Block(width, heads, hidden).eval()
     for layer in (block.out, block.down):
         nn.init.zeros_(layer.bias)
         if kind == "zero branch":
             nn.init.zeros_(layer.weight)
     if kind == "cancelling branch":
         makers = [block.query, block.key, block.value]
-        _cancel(Place("heads", makers, block.out, 8), generator)
-        _cancel(Place("up", [block.up], block.down, 512), generator)
+        _cancel(Place("heads", makers, block.out, heads), generator)
+        _cancel(Place("up", [block.up], block.down, hidden), generator)
     index = len(model.blocks) // 2
     blocks = [*model.blocks[:index], block, *model.blocks[index:]]
     model.blocks = nn.ModuleList(blocks)
-    shifted = {_shift(name, index): sizes for name, sizes in planted.items()}
-    planted.clear()
-    planted |= shifted | {
-        f"blocks.{index}.query.weight": (8, 8),
-        f"blocks.{index}.up.weight": (512, 512),
+    shifted = {(_shift(name, index), kind): n for (name, kind), n in planted.items()}
+    own = {
+        (f"blocks.{index}.query.weight", "head"): heads,
+        (f"blocks.{index}.up.weight", "hidden"): hidden,
     }
+    return shifted | own
 
 
 def _shift(name: str, index: int) -> str:
@@ -225,7 +255,4 @@ def _shift(name: str, index: int) -> str:
     return f"{first}.{int(number) + (int(number) >= index)}.{rest}"
 
 
-NETS = {
-    "digits": (digits, plain_digits.trained),
-    "bytes": (byte_language_model, byte_transformer.trained),
-}
+NETS = {"digits": digits, "bytes": byte_language_model}

@@ -22,7 +22,7 @@ class Place:
     reads. Along a maker's rows an entry is [outer, size, inner]: inner rows side by side, as a head
     has, or the same row of each of `outer` heads; likewise along the reader's columns, whose inner
     part is what remains. `positive`: the activation between scales with positive factors (ReLU,
-    none). `linear`: there is none. `zero_at`: the input from where on the activation is 0 downwards.
+    none). `linear`: there is none. `zero_at`: the input below which the activation is 0.
     """
 
     name: str
@@ -80,7 +80,7 @@ def cancelling(place: Place, count: int, generator: torch.Generator) -> int:
     """Pairs of new, alike entries that the reader takes with opposite signs; `count` is even."""
     for _ in range(count // 2):
         scale = _between(0.3, 3.0, generator) if place.positive else 1.0
-        place.grow(_appended(place, lambda t: _like(t, generator)), _read(place, generator))
+        place.grow(_invented(place, generator), _read(place, generator))
         last = place.size - 1
         made = _appended(place, lambda t, s=last: t[:, s : s + 1])
         _scale_last(place, made, scale)
@@ -111,14 +111,14 @@ def unread(place: Place, count: int, generator: torch.Generator) -> int:
     for _ in range(count):
         read = _read(place, generator)
         read[:, -1] = 0
-        place.grow(_appended(place, lambda t: _like(t, generator)), read)
+        place.grow(_invented(place, generator), read)
     return count
 
 
 def silent(place: Place, count: int, generator: torch.Generator) -> int:
     """New entries that are always zero: so are the weights that make them."""
     for _ in range(count):
-        made = _appended(place, lambda t: _like(t, generator))
+        made = _invented(place, generator)
         for name in ("weight", "bias"):
             if name in made[-1]:
                 made[-1][name][:, -1] = 0
@@ -131,7 +131,8 @@ def inactive(
 ) -> int:
     """New entries that the activation never lets through on the data that `run` shows the model."""
     assert place.zero_at is not None
-    place.grow(*_many(place, count, generator))
+    for _ in range(count):
+        place.grow(_invented(place, generator), _read(place, generator))
     seen: list[Tensor] = []
     last = place.makers[-1]
     axis = -1 if isinstance(last, nn.Linear) else 1
@@ -154,28 +155,18 @@ def shuffled(place: Place, generator: torch.Generator) -> None:
     place.grow(made, place.columns()[:, order])
 
 
-def _many(
-    place: Place, count: int, generator: torch.Generator
-) -> tuple[list[dict[str, Tensor]], Tensor]:
-    made, read = place.current(), place.columns()
-    for tensors in made:
-        for name, rows in tensors.items():
-            new = [_like(rows, generator) for _ in range(count)]
-            tensors[name] = torch.cat([rows, *new], dim=1)
-    new = torch.randn(read[:, :count].shape, generator=generator) * read.std()
-    return made, torch.cat([read, new], dim=1)
-
-
 def _appended(place: Place, new: Callable[[Tensor], Tensor]) -> list[dict[str, Tensor]]:
     """Every maker's tensors with one more entry, made from the tensor."""
     made = place.current()
     return [{n: torch.cat([t, new(t)], dim=1) for n, t in tensors.items()} for tensors in made]
 
 
-def _like(rows: Tensor, generator: torch.Generator) -> Tensor:
-    """A new entry: each of its numbers is that of some entry, of about the same distribution."""
-    chosen = torch.randint(rows.shape[1], rows[:, :1].shape, generator=generator)
-    return rows.gather(1, chosen)
+def _invented(place: Place, generator: torch.Generator) -> list[dict[str, Tensor]]:
+    """Every maker's tensors with one more entry, between two of the old: a new function of the
+    input, of the usual size (what is far larger would leave rounding errors behind)."""
+    one, other = _draw(place, generator), _draw(place, generator)
+    share = _between(0.2, 0.8, generator)
+    return _appended(place, lambda t: share * t[:, [one]] + (1 - share) * t[:, [other]])
 
 
 def _read(place: Place, generator: torch.Generator) -> Tensor:

@@ -99,7 +99,7 @@ def cells(subject: Subject, seed: int, known: set[tuple[Any, ...]]) -> Iterator[
     named = isinstance(few, dict)
     graph = compiler.capture(subject.model, *([] if named else [few]), kwargs=few if named else {})
     for score, name in SCORES.items():
-        if getattr(passes, name, None) is None:
+        if not hasattr(passes, name):
             print(f"passes.{name} is not there: its rows are left out")
             continue
         options = {"seed": seed} if score == "random" else {}

@@ -100,13 +100,14 @@ def plot(rows: Sequence[Cell], path: Path) -> None:
         layout="constrained",
     )
     handles: dict[str, Any] = {}
-    for line, (model, measure) in zip(grid, panels, strict=True):
-        for axes, score in zip(line, scores, strict=True):
+    for i, (model, measure) in enumerate(panels):
+        for j, score in enumerate(scores):
+            axes = grid[i, j]
             here = [r for r in rows if r["model"] == model and r["score"] == score]
             for tool, marker, style in (("prunec", "o", "-"), ("torch-pruning", "x", ":")):
                 for repair, colour in COLOURS.items():
                     mine = [r for r in here if (r["tool"], r["repair"]) == (tool, repair)]
-                    widths = _in_order(mine, "width")
+                    widths = _in_order(mine, "width")  # as the columns of the table
                     if not mine:
                         continue
                     means = [
@@ -125,9 +126,9 @@ def plot(rows: Sequence[Cell], path: Path) -> None:
                 )
             axes.grid(alpha=0.3)
             axes.tick_params(labelsize=7)
-            if axes is line[0]:
+            if j == 0:
                 axes.set_ylabel(f"{model}\n{measure}", fontsize=8)
-            if line is grid[0]:
+            if i == 0:
                 axes.set_title(f"entries chosen by: {score}", fontsize=9)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(path, dpi=110)
