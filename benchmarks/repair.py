@@ -79,29 +79,27 @@ def pipeline(subject: Subject, score: Any, width: Width, repair: list[Any]) -> l
 
 def cells(subject: Subject, seed: int, known: set[tuple[Any, ...]]) -> Iterator[Cell]:
     """Every cell of one trained model that is not known yet, prunec's and the peer's."""
-    began = time.perf_counter()
     parameters = sum(p.numel() for p in subject.model.parameters())
+    began = time.perf_counter()
 
     def cell(tool: str, score: str, repair: str, width: str, model: Any) -> Cell:
         nonlocal began
-        seconds, began = time.perf_counter() - began, time.perf_counter()
-        kept = sum(p.numel() for p in model.parameters()) / parameters
-        made = dict(zip(KEY, (subject.name, seed, tool, score, repair, width), strict=True))
-        return {**made, "parameters": kept, "seconds": seconds, **subject.judge(model)}
+        made: Cell = dict(
+            zip(KEY, (subject.name, seed, tool, score, repair, width), strict=True),
+            parameters=sum(p.numel() for p in model.parameters()) / parameters,
+            seconds=time.perf_counter() - began,
+            **subject.judge(model),
+        )
+        began = time.perf_counter()
+        return made
 
     def missing(*key: str) -> bool:
         return (subject.name, seed, *key) not in known
 
     if missing("original", "-", "-", "1"):
         yield cell("original", "-", "-", "1", subject.model)
-    example = subject.calibration[0]
-    few = {k: v[:4] for k, v in example.items()} if isinstance(example, dict) else (example[:4],)
-    named = isinstance(few, dict)
-    graph = compiler.capture(subject.model, *([] if named else [few]), kwargs=few if named else {})
+    graph = subject.capture()
     for score, name in SCORES.items():
-        if not hasattr(passes, name):
-            print(f"passes.{name} is not there: its rows are left out")
-            continue
         options = {"seed": seed} if score == "random" else {}
         once = Once(getattr(passes, name)(**options))
         for width in subject.widths:

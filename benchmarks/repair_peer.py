@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,7 +21,6 @@ def prune(subject: Subject, score: str, width: Width, seed: int) -> nn.Module:
     """A pruned copy of the subject's model, raw. Raises what torch-pruning raises."""
     model = copy.deepcopy(subject.model)
     importance = _importance(score)
-    example = subject.calibration[0]
     if score == "Taylor":
         if subject.labelled is None:
             raise ValueError("no labels to take gradients of a loss from")
@@ -34,10 +32,9 @@ def prune(subject: Subject, score: str, width: Width, seed: int) -> nn.Module:
     }
     ignored = [m for n, m in named.items() if last[n] in STREAM and not n.endswith(UP)]
     torch.manual_seed(seed)
-    few = {k: v[:2] for k, v in example.items()} if isinstance(example, Mapping) else example[:2]
     pruner = tp.pruner.BasePruner(
         model,
-        few,
+        subject.example(),
         importance,
         pruning_ratio=1 - width.channels,
         head_pruning_ratio=1 - width.heads,
