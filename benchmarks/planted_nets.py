@@ -133,7 +133,7 @@ def digits(kinds: Sequence[str], trained: plain_digits.PlainNet, seed: int) -> P
             kind = "hidden" if place.name == "linear" else "channel"
             planted[f"{place.name}.weight", kind] = made
     held_out, _ = plain_digits.splits()["test"]
-    return PlantedNet(trained, model, [images], held_out, planted)
+    return PlantedNet(trained, model, list(images.split(256)), held_out, planted)
 
 
 def byte_language_model(

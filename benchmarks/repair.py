@@ -63,8 +63,7 @@ def repairs(subject: Subject) -> dict[str, list[Any]]:
     rows: dict[str, list[Any]] = {"raw": []}
     if subject.has_batch_norm:
         rows["BN"] = [passes.RecalibrateBatchNorm()]
-    if "weights" in passes.Reconstruct.__dataclass_fields__:
-        rows["bias"] = [passes.Reconstruct(weights=False, progress=False)]
+    rows["bias"] = [passes.Reconstruct(weights=False, progress=False)]
     rows["least squares"] = [passes.Reconstruct(progress=False)]
     return rows
 

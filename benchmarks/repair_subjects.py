@@ -94,7 +94,7 @@ def digits(seed: int, cache: Path | None) -> Subject:
         model,
         ("channel", "hidden"),
         False,
-        [images[chosen]],
+        list(images[chosen].split(64)),
         HALVES,
         judge,
         lambda m: nn.functional.cross_entropy(m(images[chosen]), labels[chosen]),
@@ -134,6 +134,7 @@ def sentence_embedder(seed: int, cache: Path | None) -> Subject:
     model, tokenizer = minilm.load()
     paragraphs = corpus.paragraphs("train")
     chosen = [paragraphs[i] for i in _chosen(len(paragraphs), CALIBRATION_PARAGRAPHS, seed)]
+    batches = minilm.batches(sorted(chosen, key=len), tokenizer, max_length=LENGTH)  # less padding
     held_out = other_text.paragraphs()
     held_out = random.Random(0).sample(held_out, min(HELD_OUT_PARAGRAPHS, len(held_out)))
     before = minilm.embed(model, held_out, tokenizer, LENGTH)
@@ -147,7 +148,7 @@ def sentence_embedder(seed: int, cache: Path | None) -> Subject:
         model,
         ("hidden",),
         True,
-        minilm.batches(sorted(chosen, key=len), tokenizer, max_length=LENGTH),
+        [batches[i] for i in _chosen(len(batches), len(batches), seed)],
         (MILD, *HALVES[:2]) if seed == 0 else (MILD,),
         judge,
         None,
