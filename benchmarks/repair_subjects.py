@@ -118,7 +118,7 @@ def byte_language_model(seed: int, cache: Path | None) -> Subject:
         model,
         ("hidden",),
         True,
-        list(calibration[:, :-1].split(32)),
+        list(calibration[:, :-1].split(16)),
         HALVES,
         judge,
         lambda m: byte_transformer.bits_per_byte(m(calibration[:32, :-1]), calibration[:32]),
