@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -22,17 +24,20 @@ if TYPE_CHECKING:
 class Compilation:
     """What passes read and extend.
 
-    `graph` is the model as captured and never changes. `plan` says what goes; `scores` give each
-    dimension's entries their importance (float tensor of the dimension's size); `errors` each
-    dimension's relative squared error at its consumers by width (float64 [size + 1], entry w with
-    w entries kept, 0 at the full width, never rising with w; None or without the dimension where no
-    score knows it); `widths` how many entries of a dimension stay; `aim` the target these meet.
-    `dense` is there once SparseToDense has run. `calibration` is what `compile` was given:
-    unlabelled batches, flat inputs of the program.
+    `graph` is the model as captured; passes never write to its tensors. `plan` says what goes;
+    `scores` give each dimension's entries their importance (float tensor of the dimension's size);
+    `errors` each dimension's relative squared error at its consumers by width (float64 [size + 1],
+    entry w with w entries kept, 0 at the full width, never rising with w; None or without the
+    dimension where no score knows it); `widths` how many entries of a dimension stay; `aim` the
+    target these meet. `dense` is there once SparseToDense has run. `calibration` is what `compile`
+    was given: unlabelled batches, flat inputs of the program. `masks`: weights of which single
+    entries were set to zero (bool, True where they stay), by name in the program as it stands;
+    training keeps them zero. `teacher`: the user's model, as it was handed in.
     """
 
     def __init__(self, graph: Graph, calibration: list[list[Any]] | None = None) -> None:
         self.graph = graph
+        self.teacher = graph.source
         name = type(graph.source).__qualname__
         self.plan = Plan(
             model=name, outputs=graph.outputs, untie_tables=graph.untie_tables, graph=graph
@@ -42,6 +47,7 @@ class Compilation:
         self.widths: dict[str, int] | None = None
         self.aim: Aim | None = None
         self.dense: Dense | None = None
+        self.masks: dict[str, Tensor] = {}
         self.dead = DeadEntries()
         self.calibration = calibration or []
         self.checks: list[Check] = []
@@ -57,12 +63,32 @@ class Compilation:
 def masked_model(graph: Graph, plan: Plan) -> nn.Module:
     """A copy of the user's model with every slice of a planned removal set to zero."""
     kept = plan.planned()
+    return _copy_with(
+        graph,
+        {
+            name: zero_tensor(tensor, graph.inference.tensors[name], kept)
+            for name, tensor in graph.program.tensors.items()
+        },
+    )
+
+
+def with_weights(graph: Graph, tensors: Mapping[str, Tensor]) -> Graph:
+    """The graph over a copy of the model in which some tensors, by name, have other values."""
+    source = _copy_with(graph, {**graph.program.tensors, **tensors})
+    held = dict(graph.program.tensors)
+    named = {
+        **dict(source.named_parameters(remove_duplicate=False)),
+        **dict(source.named_buffers(remove_duplicate=False)),
+    }
+    held.update({name: named[name] for name in held if name in named})
+    return graph.over(dataclasses.replace(graph.program, tensors=held, source=source))
+
+
+def _copy_with(graph: Graph, tensors: Mapping[str, Tensor]) -> nn.Module:
     memo: dict[int, Any] = dict(computed(graph.source))
     for name, tensor in graph.program.tensors.items():
-        data = zero_tensor(tensor, graph.inference.tensors[name], kept)
+        data = tensors[name].detach()
         data = data.clone() if data.data_ptr() == tensor.data_ptr() else data
-        if isinstance(tensor, nn.Parameter):
-            memo[id(tensor)] = nn.Parameter(data, tensor.requires_grad)
-        else:
-            memo[id(tensor)] = data
+        parameter = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(data, tensor.requires_grad) if parameter else data
     return copy.deepcopy(graph.source, memo)

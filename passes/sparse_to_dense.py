@@ -12,6 +12,7 @@ from ..compiler.errors import PlanError
 from ..compiler.passmanager import Pass, PassResult
 from ..compiler.rewrite.dead import DeadEntries, find_dead
 from ..compiler.rewrite.rewrite import folded_tensors, rewrite
+from ..compiler.rewrite.slicing import cut_tensor
 from ..compiler.verify.prove import prove, verification_inputs
 from ..compiler.verify.structure import check_same, check_structure
 
@@ -39,7 +40,7 @@ class SparseToDense(Pass):
         dead = find_dead(graph, planned) if known else DeadEntries()
         names = {d.var: d.name for d in graph.prunable.values()}
         plan.dead = {names[var]: gone.tolist() for var, gone in dead.removed.items()}
-        if not plan.kept and not plan.dead:
+        if not (plan.kept or plan.dead or state.masks):
             raise PlanError(
                 "SparseToDense has nothing to remove: no plan, and no entry that is already dead; "
                 "put PruneChannels or PruneHeads before it."
@@ -54,6 +55,11 @@ class SparseToDense(Pass):
         program = rewrite(graph, combined, dead.folds)
         check_same(program, proven, inputs[0])
         state.dead = dead
+        state.masks = {
+            name: cut_tensor(mask, graph.inference.tensors[name], combined)
+            for name, mask in state.masks.items()
+            if name in program.tensors
+        }
         state.dense, built = emit(graph, program, combined)
         state.notes += state.dense.notes
         plan.attributes, plan.scales = built.attributes, dict(built.scales)
