@@ -39,7 +39,9 @@ class Recorder(nn.Module):
 
 def test_ratio_is_that_of_the_two_calls_and_control_is_one() -> None:
     timed = compare(
-        lambda: time.sleep(0.004), lambda: time.sleep(0.002), **QUICK | {"min_rounds": 9}
+        lambda: time.sleep(0.004),
+        lambda: time.sleep(0.002),
+        **QUICK | {"min_rounds": 9, "attempts": 5},
     )
     assert 1.3 < timed.ratio < 2.4
     assert timed.ratio_low <= timed.ratio <= timed.ratio_high
