@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 

@@ -1,0 +1,363 @@
+"""Speed on a GPU: half of the heads, hidden units and channels cut, and speeds asked for.
+
+    python benchmarks/gpu.py [--minutes 7.5] [--models llama_1b,...] [--dtypes bf16,...]
+                             [--runtimes torch,...] [--out FILE]
+    python benchmarks/gpu.py --device cpu --dry-run      # tiny models, what a test runs
+
+ResNet-50, ViT-B/16, BERT-base and a Llama of 1B parameters (a prompt; one token at a time), made
+from configurations, random weights: no network, and prunec need not be installed. bf16, fp16 and
+fp32; batch 1 and a throughput batch; eager, CUDA graphs (the same kernels without their launches)
+and torch.compile. Every cell times original and result in turn, with the original against itself
+as a control. Cells come in order of what they tell; those that would not fit into the time are
+listed. One that fails says why and the next one runs. Writes results/gpu.json after every cell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import gc
+import math
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import checkout  # noqa: F401
+import torch
+from gpu_subjects import DTYPES, SHAPES, Replayed, Subject, device_peaks
+from record import record
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from prunec.compiler.cause import cause
+from prunec.compiler.measure.model_timing import compare_modules
+from prunec.compiler.measure.timing import Comparison
+from prunec.compiler.result import Result
+
+RUNTIMES = ("torch", "graph", "compile")
+# Seconds that a cell is expected to take before one of its kind ran.
+GUESSES = {"prepare": 15.0, "torch": 6.0, "graph": 6.0, "asked": 40.0, "compile": 60.0}
+TINY_BATCH = 4  # of a dry run
+PAYS = 0.8  # of the share of the MACs that went; less, and what bounds the time is named
+IDLE = 0.3  # a device idle for more of a call than this waits for launches
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One comparison. `runtime`: "torch" is eager, "graph" a replayed CUDA graph. `many`: the
+    throughput batch instead of batch 1. `asked`: a speed-up to compile for instead of the half."""
+
+    model: str
+    phase: str
+    dtype: str
+    runtime: str
+    many: bool
+    asked: float | None = None
+
+    @property
+    def kind(self) -> str:
+        """What its time is guessed by."""
+        return "asked" if self.asked and self.runtime == "torch" else self.runtime
+
+
+def plan(models: list[str], dtypes: list[str], runtimes: list[str]) -> list[Cell]:
+    """All cells, in the order of what they tell; by model and dtype within a stage, since making
+    one takes seconds."""
+
+    def stage(
+        own: str, dtype: str, batches: tuple[bool, ...], asked: float | None = None
+    ) -> list[Cell]:
+        return [
+            Cell(name, phase, dtype, runtime, many, asked)
+            for name in models
+            for phase in SHAPES[name].phases
+            if asked is None or phase != "decode"  # a graph is captured on whole prompts
+            for many in batches
+            for runtime in own.split()
+        ]
+
+    both = (False, True)
+    first = [*stage("torch graph", "bf16", both), *stage("torch", "bf16", (True,), 2.0)]
+    first += stage("torch", "bf16", (False,), 1.5)
+    cells = sorted(first, key=lambda c: models.index(c.model))
+    cells += stage("compile", "bf16", (True,))
+    cells += stage("torch graph", "fp32", both)
+    cells += stage("torch graph", "fp16", both)
+    cells += stage("compile", "bf16", (False,))
+    cells += stage("torch", "fp32", (True,), 2.0)
+    cells += stage("torch", "bf16", (True,), 1.5)
+    cells += [*stage("compile", "fp32", both), *stage("compile", "fp16", both)]
+    cells += stage("compile", "bf16", (True,), 2.0)
+    return [c for c in cells if c.dtype in dtypes and c.runtime in runtimes]
+
+
+class Budget:
+    """The time there is. `alarm`: a cell that is still running at the end is stopped."""
+
+    def __init__(self, seconds: float, alarm: bool = True) -> None:
+        self.end = time.monotonic() + seconds
+        self.alarm = alarm and hasattr(signal, "setitimer")
+        self.expected = dict(GUESSES)
+        self._seen: set[str] = set()
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.end - time.monotonic()
+
+    @contextlib.contextmanager
+    def spend(self, kind: str) -> Iterator[None]:
+        """Time what runs, so that the next of its kind is expected to take as long."""
+        began = time.monotonic()
+        had = signal.signal(signal.SIGALRM, _stop) if self.alarm else None
+        if self.alarm:
+            signal.setitimer(signal.ITIMER_REAL, max(self.left, 1e-3))
+        try:
+            yield
+        finally:
+            if self.alarm:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, had)
+            took = time.monotonic() - began
+            known = self.expected[kind] if kind in self._seen else 0.0
+            self.expected[kind] = max(known, took)
+            self._seen.add(kind)
+
+
+def _stop(number: int, frame: Any) -> None:
+    raise TimeoutError("still running when the time was over")
+
+
+class Bench:
+    """Runs cells on one device; holds one model in one dtype at a time."""
+
+    def __init__(self, device: torch.device, budget: Budget, tiny: bool = False) -> None:
+        self.device, self.budget, self.tiny = device, budget, tiny
+        self.rows: list[Row] = []
+        self.peaks: dict[str, dict[str, float]] = {}
+        self._subject: Subject | None = None
+        self._broken: dict[tuple[str, str], str] = {}
+
+    def run(self, cell: Cell) -> Row:
+        """One cell's row: numbers, or why there are none."""
+        row: Row = dataclasses.asdict(cell)
+        row["batch"] = batch = self._batch(cell)
+        began = time.monotonic()
+        held = self._subject is not None and self._key(self._subject) == (cell.model, cell.dtype)
+        needed = self.budget.expected[cell.kind] + (0 if held else self.budget.expected["prepare"])
+        if needed > self.budget.left:
+            row["skipped"] = f"about {needed:.0f} s, {max(self.budget.left, 0):.0f} s were left"
+        else:
+            try:
+                subject = self._held(cell)
+                with self.budget.spend(cell.kind):
+                    row |= self._measured(subject, cell, batch)
+            except Exception as error:  # whatever CUDA, inductor or a compile raise
+                row["failed"] = cause(error)[:500]
+            row["seconds"] = round(time.monotonic() - began, 1)
+            self._free()
+        self.rows.append(row)
+        return row
+
+    def _held(self, cell: Cell) -> Subject:
+        key = cell.model, cell.dtype
+        if self._subject is not None and self._key(self._subject) == key:
+            return self._subject
+        if key in self._broken:
+            raise RuntimeError(self._broken[key])
+        self._subject = None
+        self._free()
+        try:
+            with self.budget.spend("prepare"):
+                if cell.dtype not in self.peaks:
+                    self.peaks[cell.dtype] = device_peaks(self.device, cell.dtype, self.tiny)
+                self._subject = Subject(cell.model, cell.dtype, self.device, self.tiny)
+        except Exception as error:
+            self._broken[key] = f"the model could not be made or cut: {cause(error)[:400]}"
+            raise RuntimeError(self._broken[key]) from error
+        return self._subject
+
+    def _batch(self, cell: Cell) -> int:
+        if not cell.many:
+            return 1
+        return TINY_BATCH if self.tiny else SHAPES[cell.model].many
+
+    def _measured(self, subject: Subject, cell: Cell, batch: int) -> Row:
+        result, found = subject.half, {}
+        if cell.asked:
+            result = subject.asked(cell.asked, batch, cell.runtime)
+            aim = result.report.aim
+            found = {"predicted": aim.predicted if aim else None, "notes": result.report.notes}
+        timed = self._timed(subject, result.model, cell, batch)
+        found |= numbers(timed, result)
+        macs = result.report.after.macs * batch
+        if cell.phase == "decode":
+            macs //= subject.length  # counted for the prompt
+        peak, ms = self.peaks[cell.dtype], timed.after.median_ms
+        found["of peak compute"] = 2 * macs / ms / 1e9 / peak["TFLOP/s"]
+        found["of peak memory"] = result.report.after.bytes / ms / 1e6 / peak["GB/s"]
+        return found
+
+    def _timed(self, subject: Subject, smaller: nn.Module, cell: Cell, batch: int) -> Comparison:
+        pair, inputs = subject.pair(smaller, cell.phase, batch)
+        if cell.runtime == "graph":
+            if self.device.type != "cuda":
+                raise RuntimeError("CUDA graphs need a CUDA device")
+            pair = [Replayed(model, inputs) for model in pair]
+        quick = {"min_rounds": 4, "max_seconds": 0.02, "warmup_seconds": 0.0}
+        steady = {"min_rounds": 10, "max_seconds": 1.5, "warmup_seconds": 0.5, "attempts": 2}
+        options: dict[str, Any] = quick if self.tiny else steady
+        runtime = "compile" if cell.runtime == "compile" else "torch"
+        return compare_modules(
+            pair[0], pair[1], (), inputs, runtime=runtime, device=self.device, **options
+        )
+
+    def _free(self) -> None:
+        gc.collect()
+        if self.device.type == "cuda":
+            with contextlib.suppress(Exception):  # a device that failed says so in the next cell
+                torch.cuda.empty_cache()
+
+    @staticmethod
+    def _key(subject: Subject) -> tuple[str, str]:
+        return subject.name, subject.dtype
+
+
+def numbers(timed: Comparison, result: Result) -> Row:
+    """What a comparison and a report say."""
+    before, after = result.report.before, result.report.after
+    return {
+        "before ms": timed.before.median_ms,
+        "after ms": timed.after.median_ms,
+        "measured": timed.ratio,
+        "low": timed.ratio_low,
+        "high": timed.ratio_high,
+        "control": timed.control,
+        "steady": timed.steady,
+        "samples/s": timed.throughput,
+        "peak bytes": (timed.peak_before_bytes, timed.peak_after_bytes),
+        "params": after.params / before.params,
+        "macs": after.macs / before.macs,
+    }
+
+
+def bound(row: Row, rows: list[Row]) -> str:
+    """Where a cut pays less than its MACs: what the time of the result goes into. The share of an
+    eager call that the device is idle is known where the same cell ran as a CUDA graph."""
+    if "measured" not in row or row["measured"] * row["macs"] >= PAYS:
+        return ""
+    same = ("model", "phase", "dtype", "many", "asked")
+    alike = [r for r in rows if all(r[k] == row[k] for k in same) and "measured" in r]
+    replayed = next((r["after ms"] for r in alike if r["runtime"] == "graph"), math.inf)
+    idle = 1 - replayed / row["after ms"]
+    if row["runtime"] == "torch" and idle > IDLE:
+        return f"launches: the device is idle {idle:.0%} of a call"
+    compute, memory = row["of peak compute"], row["of peak memory"]
+    if max(compute, memory) < IDLE:
+        return f"small kernels: {compute:.0%} of peak compute, weights read at {memory:.0%} of peak"
+    if memory > compute:
+        return f"memory: weights read at {memory:.0%} of peak"
+    return f"compute: {compute:.0%} of peak"
+
+
+def table(rows: list[Row]) -> Table:
+    """A row for each cell that ran, or failed."""
+    shown = Table(title="GPU: original against smaller", title_justify="left")
+    for column in (
+        "model", "phase", "dtype", "runtime", "batch", "asked", "predicted", "measured", "95 %",
+        "A/A", "before ms", "after ms", "MACs", "parameters", "bound by",
+    ):  # fmt: skip
+        shown.add_column(column)
+    for row in rows:
+        if "skipped" in row:
+            continue
+        cells = [*_name(row)[:4], str(row["batch"]), _asked(row)]
+        if "failed" in row:
+            shown.add_row(*cells, "-", "no", *["-"] * 6, "said below")
+            continue
+        predicted = row.get("predicted")
+        shown.add_row(
+            *cells,
+            f"{predicted:.2f}" if predicted else "-",
+            f"{row['measured']:.2f}x",
+            f"{row['low']:.2f}-{row['high']:.2f}",
+            f"{row['control']:.2f}{'' if row['steady'] else ' !'}",
+            f"{row['before ms']:.3f}",
+            f"{row['after ms']:.3f}",
+            f"{row['macs']:.0%}",
+            f"{row['params']:.0%}",
+            bound(row, rows),
+        )
+    return shown
+
+
+def _name(row: Row) -> list[str]:
+    return [row["model"], row["phase"], row["dtype"], row["runtime"], f"batch {row['batch']}"]
+
+
+def _asked(row: Row) -> str:
+    return f"{row['asked']:g}x" if row["asked"] else "half"
+
+
+def summary(rows: list[Row]) -> list[str]:
+    """How many cells ran, how many targets were met, and which cells did not fit."""
+    ran = [r for r in rows if "measured" in r]
+    asked = [r for r in ran if r["asked"]]
+    met = [r for r in asked if abs(r["measured"] / r["asked"] - 1) <= 0.05]
+    skipped = [r for r in rows if "skipped" in r]
+    failed = len(rows) - len(ran) - len(skipped)
+    lines = [f"{len(ran)} cells ran, {failed} failed, {len(skipped)} did not fit into the time"]
+    if asked:
+        lines.append(f"{len(met)} of {len(asked)} targets of speed within 5%")
+    for row in rows:
+        for word, key in (("failed", "failed"), ("left out", "skipped")):
+            if key in row:
+                lines.append(f"{word}: {' '.join(_name(row))} {_asked(row)}: {row[key]}")
+        lines += [f"note: {' '.join(_name(row))} {_asked(row)}: {n}" for n in row.get("notes", ())]
+    return lines
+
+
+def main() -> None:
+    """All cells that fit."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--minutes", type=float, default=7.5)
+    parser.add_argument("--models", default=",".join(SHAPES))
+    parser.add_argument("--dtypes", default=",".join(DTYPES))
+    parser.add_argument("--runtimes", default=",".join(RUNTIMES))
+    parser.add_argument("--out", type=Path, help="instead of results/gpu.json")
+    parser.add_argument("--dry-run", action="store_true", help="tiny models, a few rounds each")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("torch sees no CUDA device; --device cpu --dry-run tries the benchmark")
+    if options.dry_run:
+        from prunec.passes.allocation import candidate
+
+        candidate.SECONDS = 0.05
+    chosen = [getattr(options, k).split(",") for k in ("models", "dtypes", "runtimes")]
+    for given, known in zip(chosen, (SHAPES, DTYPES, RUNTIMES), strict=True):
+        for name in given:
+            if name not in known:
+                parser.error(f"'{name}' is none of {', '.join(known)}")
+    bench = Bench(device, Budget(options.minutes * 60), options.dry_run)
+    kept = options.out is not None or not options.dry_run
+    for cell in plan(*chosen):
+        row = bench.run(cell)
+        said = row.get("skipped") or row.get("failed") or f"{row['measured']:.2f}x"
+        print(*dataclasses.astuple(cell), said, flush=True)
+        row["bound"] = bound(row, bench.rows)
+        if kept:
+            found = {"peaks": bench.peaks, "cells": bench.rows}
+            record("gpu", found, options.device, options.out)
+    Console(width=200).print(table(bench.rows))
+    print("\n".join(summary(bench.rows)))
+
+
+if __name__ == "__main__":
+    main()
