@@ -114,19 +114,25 @@ class Budget:
     def spend(self, kind: str) -> Iterator[None]:
         """Time what runs, so that the next of its kind is expected to take as long."""
         began = time.monotonic()
-        had = signal.signal(signal.SIGALRM, _stop) if self.alarm else None
-        if self.alarm:
-            signal.setitimer(signal.ITIMER_REAL, max(self.left, 1e-3))
         try:
-            yield
+            with self._alarmed() if self.alarm else contextlib.nullcontext():
+                yield
         finally:
-            if self.alarm:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                signal.signal(signal.SIGALRM, had)
             took = time.monotonic() - began
             known = self.expected[kind] if kind in self._seen else 0.0
             self.expected[kind] = max(known, took)
             self._seen.add(kind)
+
+    @contextlib.contextmanager
+    def _alarmed(self) -> Iterator[None]:
+        """Raises TimeoutError in what runs when the time is over."""
+        handler = signal.signal(signal.SIGALRM, _stop)
+        timer = signal.setitimer(signal.ITIMER_REAL, max(self.left, 1e-3))
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, *timer)
+            signal.signal(signal.SIGALRM, handler)
 
 
 def _stop(number: int, frame: Any) -> None:
