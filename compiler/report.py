@@ -13,6 +13,7 @@ from rich.table import Table
 from .measure.cost import Cost
 from .measure.timing import Comparison
 from .onnx_files.export import OnnxReport
+from .onnx_files.quantize import QuantizeReport
 from .verify.oracles import Check
 
 
@@ -52,6 +53,7 @@ class Report:
     checks: list[Check]
     latency: list[Comparison] = dataclasses.field(default_factory=list)
     onnx: OnnxReport | None = None
+    int8: QuantizeReport | None = None
     quality: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     disk: tuple[int, int] | None = None
     target: str = ""
@@ -62,6 +64,7 @@ class Report:
         data = dataclasses.asdict(self)
         data["checks"] = [check.to_json() for check in self.checks]
         data["latency"] = [timing.to_json() for timing in self.latency]
+        data["int8"] = self.int8.to_json() if self.int8 is not None else None
         data["onnx"] = self.onnx.to_json() if self.onnx is not None else None
         return json.loads(json.dumps(data, default=str))
 
@@ -127,6 +130,14 @@ class Report:
                 f"{self.onnx.max_rel_error:.1e}",
                 "onnxruntime",
                 f"largest difference {self.onnx.max_abs_error:.1e}, opset {self.onnx.opset}",
+            )
+        if self.int8 is not None:
+            table.add_row(
+                "int8 == model",
+                f"{self.int8.rms_error:.1e}",
+                "onnxruntime",
+                f"root mean square; {self.int8.mode}, {self.int8.quantized} nodes,"
+                f" {self.int8.bytes_before:,} -> {self.int8.bytes:,} bytes",
             )
         return table
 
