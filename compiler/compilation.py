@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from .emit.build import Dense
+from .emit.leaf_modules import emit_graph_module, leaf_specs
 from .emit.replay import computed
 from .inference.graph import Graph
+from .ir.drop import Drop
 from .plan import Plan
+from .report import BranchReport
 from .rewrite.dead import DeadEntries
+from .rewrite.depth import carried, without_branches
 from .rewrite.slicing import zero_tensor
 
 if TYPE_CHECKING:
@@ -21,7 +27,8 @@ if TYPE_CHECKING:
 class Compilation:
     """What passes read and extend.
 
-    `graph` is the model as captured and never changes. `plan` says what goes; `scores` give each
+    `graph` is the model as captured (`graph.whole`) without the branches dropped so far; neither
+    changes. `plan` says what goes; `branches` what became of those that could be dropped; `scores` give each
     dimension's entries their importance (float tensor of the dimension's size); `errors` each
     dimension's relative squared error at its consumers by width (float64 [size + 1], entry w with
     w entries kept, 0 at the full width, never rising with w; None or without the dimension where no
@@ -43,7 +50,19 @@ class Compilation:
         self.calibration = calibration or []
         self.checks: list[Check] = []
         self.notes: list[str] = []
+        self.branches: dict[str, BranchReport] = {}
         self.facts: set[str] = set()
+
+    def drop(self, drops: Sequence[Drop]) -> None:
+        """Drop branches of `graph`: it is another one from then on, and the plan says so. Raises
+        PlanError where a dimension that is planned already would become another one."""
+        if not drops:
+            return
+        before = self.graph
+        graph = without_branches(before.whole, [*before.drops, *drops])
+        self.plan.kept = carried(self.plan.kept, before, graph)
+        self.plan.dropped = list(graph.drops)
+        self.graph = self.plan.graph = graph
 
     @property
     def model(self) -> nn.Module:
@@ -52,14 +71,23 @@ class Compilation:
 
 
 def masked_model(graph: Graph, plan: Plan) -> nn.Module:
-    """A copy of the user's model with every slice of a planned removal set to zero."""
+    """A copy of the user's model with every slice of a planned removal set to zero; where branches
+    were dropped, a graph module of what remains."""
     kept = plan.planned()
+    if graph.drops:
+        masked = {
+            n: _masked(t, zero_tensor(t, graph.inference.tensors[n], kept))
+            for n, t in graph.program.tensors.items()
+        }
+        program = dataclasses.replace(graph.program, tensors=masked)
+        return emit_graph_module(program, leaf_specs(graph.source, program))
     memo: dict[int, Any] = dict(computed(graph.source))
     for name, tensor in graph.program.tensors.items():
-        data = zero_tensor(tensor, graph.inference.tensors[name], kept)
-        data = data.clone() if data.data_ptr() == tensor.data_ptr() else data
-        if isinstance(tensor, nn.Parameter):
-            memo[id(tensor)] = nn.Parameter(data, tensor.requires_grad)
-        else:
-            memo[id(tensor)] = data
+        memo[id(tensor)] = _masked(tensor, zero_tensor(tensor, graph.inference.tensors[name], kept))
     return copy.deepcopy(graph.source, memo)
+
+
+def _masked(tensor: Tensor, data: Tensor) -> Tensor:
+    """The data in memory of its own, as the kind of tensor it is of."""
+    data = data.clone() if data.data_ptr() == tensor.data_ptr() else data
+    return nn.Parameter(data, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data

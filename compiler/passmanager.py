@@ -101,9 +101,9 @@ class PassManager:
             )
             if self.callback is not None:
                 self.callback(step, result, seconds)
-        if not state.plan.kept and not state.plan.dead:
+        if not state.plan.kept and not state.plan.dead and not state.plan.dropped:
             raise PlanError(
-                "the pipeline changed nothing: no dimension was pruned. Lower round_to, raise the "
+                "the pipeline changed nothing: no dimension was pruned, no branch dropped. Lower round_to, raise the "
                 "ratio, or widen include; `graph.explain()` lists what can be pruned."
             )
         return Result(state, reports)

@@ -2,6 +2,7 @@
 
 from .allocate_widths import AllocateWidths
 from .distill import Distill
+from .drop_layers import DropLayers
 from .magnitude_score import MagnitudeScore
 from .prune_channels import PruneChannels
 from .prune_heads import PruneHeads
@@ -12,6 +13,7 @@ from .sparse_to_dense import SparseToDense
 __all__ = [
     "AllocateWidths",
     "Distill",
+    "DropLayers",
     "MagnitudeScore",
     "PruneChannels",
     "PruneHeads",

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from ..inference.graph import Graph
 from ..inference.tables import READ
+from ..ir.drop import CONSTANT
 from ..ir.program import Program, source_line
-from ..rewrite.rewrite import CONSTANT, rewrite
+from ..rewrite.rewrite import rewrite
 from ..rewrite.slicing import Kept, cut_tensor
 from ..verify.backends import reference_outputs
 from ..verify.interpreter import relative_error
@@ -26,8 +27,10 @@ from .attention_scale import ScaleDecision, apply_scales, scale_decisions
 from .attribute_search import MAX_TRIALS, AttributeSearch, Outcome
 from .baked_sizes import find_decisions
 from .config_sizes import config_decision
+from .depth import depth_decision, thinning_for, with_forms
 from .replay import add_tensor, copy_with
 from .resize_modules import Changes, resize_standard
+from .thin_modules import Thinning
 
 _INDICES = "prunec_indices_"  # what it selects from generated values
 
@@ -36,12 +39,13 @@ _INDICES = "prunec_indices_"  # what it selects from generated values
 class ModuleResult:
     """The smaller module, or None and why not. `attributes`: what was set on it besides tensors,
     {module path: {attribute: [old, new]}}, and `scales`: factors by tensor name, both as `replay`
-    takes them. `lines`: the user's lines that raised while sizes were tried, most often first."""
+    takes them. `thinning`: the modules that went with dropped branches. `lines`: the user's lines that raised while sizes were tried, most often first."""
 
     module: nn.Module | None
     attributes: Changes
     reason: str = ""
     scales: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    thinning: Thinning = dataclasses.field(default_factory=Thinning)
     lines: tuple[str, ...] = ()
 
 
@@ -59,7 +63,9 @@ def build_module(
     module and the dense graph, called a bounded number of times; that it raises counts as
     disagreement. The user's model is not changed; tensors that the program does not use are copied.
     Where attention derives its scale from its head width, the dense program's weights and scales
-    change with the module's, and its function stays.
+    change with the module's, and its function stays. Members of module lists that dropped branches
+    leave empty are taken out, other modules they leave empty become stubs; until then every path
+    and name is the original's.
     """
     generated = _unselectable(dense)
     if generated:
@@ -75,14 +81,22 @@ def build_module(
     sides = [rewrite(side, kept, on_use=True) for side in graph.sides]
     attributes = resize_standard(module, dense, *sides)
     sizes = {var: len(entries) for var, entries in kept.items()}
+    thinning = with_forms(thinning_for(graph), graph)
+    depth = depth_decision(module, thinning)
     config = config_decision(graph, sizes, module)
     scales = scale_decisions(graph, dense, sizes, module)
     decisions = [
         *scales,
         *find_decisions(graph, dense, sizes, module),
+        *([depth] if depth else []),
         *([config] if config else []),
     ]
-    search = AttributeSearch(module, decisions, compare, tolerance, trials)
+
+    def thin(candidate: nn.Module) -> float:
+        with thinning.applied(candidate):
+            return compare(candidate)
+
+    search = AttributeSearch(module, decisions, thin, tolerance, trials)
     choice = search.run()
     if choice is None:
         outcomes = list(search.outcomes.values())
@@ -99,12 +113,13 @@ def build_module(
     if taken and not _kept_function(dense, taken, tolerance):
         return ModuleResult(None, {}, "a scale that was moved into weights changes the graph")
     factors = {name: factor for d in taken for name, factor in d.factors.items()}
-    return ModuleResult(module, attributes, scales=factors)
+    thinning.apply(module)
+    return ModuleResult(module, attributes, scales=factors, thinning=thinning)
 
 
 def _by_all_names(graph: Graph, dense: Program, kept: Kept) -> dict[str, Tensor]:
     """The dense program's tensors, and those of side branches cut to the widths they read."""
-    tensors = {name: dense.tensors[name] for name in graph.program.tensors}
+    tensors = {n: dense.tensors[n] for n in graph.program.tensors if n in dense.tensors}
     for name, tensor in graph.beside.items():
         tensors[name] = cut_tensor(tensor, graph.inference.beside[name], kept)
     return {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from ..ir.drop import Drop
 from ..ir.program import Program
 from .dependency import dependency_graph
 from .dimensions import Dimension, find_dimensions
@@ -35,7 +36,8 @@ class Graph:
 
     `outputs`: the outputs that matter, as they were named to `capture`; None: all. `sides`:
     branches that the program does not run; of these only the widths they share with it are used.
-    `beside`: the tensors that only they hold. `untie_tables`: as `capture` takes it.
+    `beside`: the tensors that only they hold. `untie_tables`: as `capture` takes it. `whole`: the
+    graph as captured, this one unless branches of it were dropped; `drops`: which.
     """
 
     def __init__(
@@ -44,11 +46,15 @@ class Graph:
         outputs: Sequence[str | int] | None = None,
         sides: Sequence[Program] = (),
         untie_tables: bool = False,
+        whole: Graph | None = None,
+        drops: Sequence[Drop] = (),
     ) -> None:
         self.outputs = None if outputs is None else list(outputs)
-        self.untie_tables = untie_tables
+        self.untie_tables = untie_tables or (whole is not None and whole.untie_tables)
+        self.whole: Graph = self if whole is None else whole
+        self.drops = tuple(drops)
         self._infer(program, sides)
-        if untie_tables:
+        if untie_tables:  # what remains of a graph has its own reads already
             self._infer(with_reads(program, self.inference), sides)
         self._select_where_shuffles_freeze(sides)
 

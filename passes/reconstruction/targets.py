@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from ...compiler.ir.program import Program
 from ...compiler.ir.terms import variables
+from ...compiler.rewrite.folds import absorbed
 from ...compiler.rewrite.slicing import term_indices
 from ..calibration.moments import Moments, wide
 from ..calibration.rows import sample
@@ -36,11 +37,13 @@ class Comparison:
         self.dense: Program = state.dense.program
         self.kept = state.plan.combined()
         self.masks = TokenMasks(self.dense, batches)
+        self.terms = {n.name: terms for n, terms in state.graph.inference.terms.items()}
+        self.added = absorbed(state.graph, self.dense)
         self.restart()
 
     def restart(self) -> None:
         """Run both from their inputs again: weights that had been used were changed."""
-        self.original = Stream(self.state.graph.program, self.batches)
+        self.original = Stream(self.state.graph.whole.program, self.batches)
         self.smaller = Stream(self.dense, self.batches)
 
     def off(self, consumer: Consumer, constant: str | None) -> tuple[int, bool]:
@@ -103,8 +106,11 @@ class Comparison:
             yield batch, x, wide(target) - result, wide(target)
 
     def _kept(self, original: fx.Node, value: Tensor) -> Tensor:
-        """Of an original's value, what the smaller model has of it."""
-        for axis, term in enumerate(self.state.graph.inference.terms[original]):
+        """Of an original's value, what the smaller model has of it; and what a layer gives for the
+        branches that were dropped behind it."""
+        if original.name in self.added:
+            value = value + self.added[original.name].to(value)
+        for axis, term in enumerate(self.terms[original.name]):
             if any(v in self.kept for v in variables(term)):
                 value = value.index_select(axis, term_indices(term, self.kept).to(value.device))
         return value

@@ -1,0 +1,125 @@
+"""How deep the user's own class is without dropped branches: what leaves it, and what says so."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..inference.graph import Graph
+from ..ir.program import module_path
+from .baked_sizes import Decision
+from .thin_modules import Lists, Thinning
+
+_DEPTH = re.compile(r"layer|depth|block")
+_SIDES = ("encoder", "decoder", "text", "vision")
+
+
+def thinning_for(graph: Graph) -> Thinning:
+    """What has to leave the user's class: members of lists all of whose layers went with dropped
+    branches; elsewhere, the outermost modules of which nothing remains."""
+    if not graph.drops:
+        return Thinning()
+    source = graph.source
+    layers = {s.node.name for s in graph.whole.inference.sinks}
+    layers |= {
+        user.name for n in graph.whole.program.graph.nodes if n.op == "get_attr" for user in n.users
+    }
+    left = {n.name for n in graph.program.graph.nodes} - {drop.result for drop in graph.drops}
+    ran: dict[str, list[tuple[bool, bool]]] = {}
+    for node in graph.whole.program.graph.nodes:
+        if node.op == "call_function":
+            for path in _around(module_path(node)):
+                ran.setdefault(path, []).append((node.name in left, node.name in layers))
+    members: dict[str, list[int]] = {}
+    stubs: dict[str, str] = {}
+    taken: list[str] = []
+    for path, module in source.named_modules(remove_duplicate=False):
+        nodes = ran.get(path)
+        if not path or nodes is None or any(path.startswith(f"{t}.") for t in taken):
+            continue
+        owner, _, name = path.rpartition(".")
+        weights = [stays for stays, layer in nodes if layer]
+        listed = isinstance(source.get_submodule(owner), Lists) and name.isdecimal()
+        if listed and weights and not any(weights):
+            members.setdefault(owner, []).append(int(name))
+            taken.append(path)
+        elif not isinstance(module, Lists) and not any(stays for stays, _ in nodes):
+            stubs[path] = ""
+            taken.append(path)
+    return Thinning(members, stubs)
+
+
+def with_forms(thinning: Thinning, graph: Graph) -> Thinning:
+    """The thinning with what each module that becomes a stub returns, found by a call."""
+    if not thinning.stubs:
+        return thinning
+    forms: dict[str, str] = {}
+    hooks = [
+        graph.source.get_submodule(path).register_forward_hook(
+            lambda _module, _args, result, path=path: forms.__setitem__(path, _form(result))
+        )
+        for path in thinning.stubs
+    ]
+    program = graph.whole.program
+    try:
+        with torch.no_grad():
+            graph.source(*program.args, **program.kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return Thinning(thinning.members, {p: forms.get(p, "tensor") for p in thinning.stubs})
+
+
+def _form(result: Any) -> str:
+    return f"tuple{len(result)}" if isinstance(result, (tuple, list)) else "tensor"
+
+
+def _around(path: str) -> Iterator[str]:
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+
+
+def depth_decision(model: nn.Module, thinning: Thinning) -> Decision | None:
+    """What modules and configs would state about their number of layers once members are out, as
+    one decision; None where nothing does."""
+    values: dict[tuple[str, str], Any] = {}
+    for path, gone in thinning.members.items():
+        owner = model.get_submodule(path)
+        assert isinstance(owner, Lists)
+        count = len(owner)
+        for place in ("", *_around(path)):
+            part = model.get_submodule(place)
+            for name, new in _restated(vars(part), path, count, gone):
+                values[place, name] = new
+            config = vars(part).get("config")
+            if hasattr(config, "to_dict"):
+                for name, new in _restated(vars(config), path, count, gone):
+                    values[place, f"config.{name}"] = new
+    return Decision("depth", ({}, values), strong=1, trusted=1) if values else None
+
+
+def _restated(
+    stated: Mapping[str, Any], path: str, count: int, gone: Sequence[int]
+) -> Iterator[tuple[str, Any]]:
+    """(attribute, new value): a number of layers, a list with an entry for each, or a list of
+    numbers, one per stage. Where some attribute names the side of the model, only that one."""
+    named = {n: v for n, v in stated.items() if _DEPTH.search(n) and not n.startswith("_")}
+    sides = [s for s in _SIDES if s in path]
+    own = {n: v for n, v in named.items() if any(s in n for s in sides)}
+    others = {n: v for n, v in named.items() if not any(s in n for s in _SIDES)}
+    stages = [int(part) for part in path.split(".") if part.isdecimal()]
+    for name, value in (own or others).items():
+        if type(value) is int and value == count:
+            yield name, count - len(gone)
+        elif isinstance(value, (list, tuple)):
+            new = list(value)
+            if stages and stages[0] < len(new) and new[stages[0]] == count:
+                new[stages[0]] = count - len(gone)
+                yield name, new
+            elif len(new) == count:
+                yield name, [x for i, x in enumerate(new) if i not in gone]
