@@ -28,12 +28,13 @@ class Compilation:
     """What passes read and extend.
 
     `graph` is the model as captured (`graph.whole`) without the branches dropped so far; neither
-    changes. `plan` says what goes; `branches` what became of those that could be dropped; `scores` give each
-    dimension's entries their importance (float tensor of the dimension's size); `errors` each
-    dimension's relative squared error at its consumers by width (float64 [size + 1], entry w with
-    w entries kept, 0 at the full width, never rising with w; None or without the dimension where no
-    score knows it); `widths` how many entries of a dimension stay. `dense` is there once SparseToDense has run. `calibration` is what
-    `compile` was given: unlabelled batches, flat inputs of the program.
+    changes. `plan` says what goes; `branches` what became of those that could be dropped. `scores`
+    give each dimension's entries their importance (float tensor of the dimension's size); `errors`
+    each dimension's relative squared error at its consumers by width (float64 [size + 1], entry w
+    with w entries kept, 0 at the full width, never rising with w; None or without the dimension
+    where no score knows it); `widths` how many entries of a dimension stay. `dense` is there once
+    SparseToDense has run. `calibration` is what `compile` was given: unlabelled batches, flat
+    inputs of the program.
     """
 
     def __init__(self, graph: Graph, calibration: list[list[Any]] | None = None) -> None:

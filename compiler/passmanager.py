@@ -103,8 +103,9 @@ class PassManager:
                 self.callback(step, result, seconds)
         if not state.plan.kept and not state.plan.dead and not state.plan.dropped:
             raise PlanError(
-                "the pipeline changed nothing: no dimension was pruned, no branch dropped. Lower round_to, raise the "
-                "ratio, or widen include; `graph.explain()` lists what can be pruned."
+                "the pipeline changed nothing: no dimension was pruned, no branch dropped. Lower "
+                "round_to, raise the ratio, or widen include; `graph.explain()` lists what can be "
+                "pruned."
             )
         return Result(state, reports)
 

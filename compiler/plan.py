@@ -35,10 +35,10 @@ class Plan:
     dimension, entries that also go because they were already dead. `attributes`: per module path,
     the integers the module back end changed, [old, new]. `constants`: tensors by name whose values
     hold folded constants. `scales`: factors on tensors by name, once they are cut. `backend`:
-    "module", "graph", or "" before the rewrite. `dropped`: branches and blocks that are left out, in
-    order; `members`: per module list or sequential, the members the module back end took out for
-    it; `stubs`: modules it put a stub for, with the form of what they return. `outputs`, `untie_tables`: what `capture` was told
-    when it was made.
+    "module", "graph", or "" before the rewrite. `dropped`: branches and blocks that are left out,
+    in order; for them the module back end took out `members`, by the path of their module list,
+    and put `stubs` in the place of modules, with the form of what these return. `outputs`,
+    `untie_tables`: what `capture` was told when it was made.
     """
 
     model: str = ""
@@ -253,11 +253,19 @@ def tensor_slices(graph: Graph, kept: Kept) -> dict[str, dict[int, Tensor]]:
 
 
 def check_fits(plan: Plan, model: nn.Module) -> None:
-    """Raise PlanError unless the model has the tensors the plan cuts, at their original shapes."""
+    """Raise PlanError unless the model has the tensors that go with dropped branches, and those
+    the plan cuts, at their original shapes."""
     own: Mapping[str, Tensor] = {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
     }
+    for drop in plan.dropped:
+        absent = [name for name in drop.tensors if name not in own and name[:7] != "prunec_"]
+        if absent:
+            raise PlanError(
+                f"the plan drops '{drop.name}' with '{absent[0]}', which {type(model).__name__} "
+                "does not have."
+            )
     for name, shape in plan.shapes().items():
         if name not in own:
             raise PlanError(f"the plan cuts '{name}', which {type(model).__name__} does not have.")

@@ -109,10 +109,9 @@ class Report:
         gone = [b for b in self.branches if b.state == "dropped"]
         title = f"{len(gone)} branches and blocks dropped of {len(self.branches)}"
         table = Table(title=title, title_justify="left")
-        for column in ("dropped", "parameters", "output error", ""):
-            table.add_column(
-                column, justify="right" if column in ("parameters", "output error") else "left"
-            )
+        for column in ("dropped", "parameters", "output error", "in its place"):
+            right = column in ("parameters", "output error")
+            table.add_column(column, justify="right" if right else "left")
         for b in gone:
             error = "-" if b.error is None else f"{b.error:.1e}"
             table.add_row(f"{b.unit} {b.name}", f"{b.parameters:,}", error, b.reason)

@@ -42,8 +42,8 @@ class DropLayers(Pass):
         count: how many to remove, instead of a ratio.
         unit: "block" (a whole repeated layer), "branch" (one residual sum), or "any".
         tolerance: remove nothing that brings the effect above it; alone, all that stays below.
-        replace: "auto" (the mean where it measures better), "mean" or "nothing". Without
-            calibration data nothing takes a branch's place.
+        replace: "auto" (the mean where it measures better and a bias can take it), "mean" or
+            "nothing". Without calibration data nothing takes a branch's place.
         include, exclude: patterns on names of branches or of the tensors they hold.
         calibration: unlabelled batches; by default those the pipeline was given.
         samples: at most about so many samples are used (whole batches, at least one).
@@ -94,7 +94,7 @@ class DropLayers(Pass):
         return {k: v for k, v in super().options().items() if k != "calibration"}
 
     def run(self, state: Compilation) -> PassResult:
-        branches = self._chosen(state)
+        found, branches = self._chosen(state)
         wanted = self._wanted(branches)
         if wanted == 0:
             return PassResult(False, "nothing was asked for")
@@ -119,10 +119,11 @@ class DropLayers(Pass):
             gone += self._weight(best, branches)
         if not dropped and self.tolerance is None:
             raise PlanError("DropLayers removes nothing: no branch can be dropped.")
-        self._tell(state, branches, dropped, seen)
+        self._tell(state, found, branches, dropped, seen)
         return self._result(branches, dropped, data, len(batches))
 
-    def _chosen(self, state: Compilation) -> list[Branch]:
+    def _chosen(self, state: Compilation) -> tuple[list[Branch], list[Branch]]:
+        """All of the unit, and those that may be dropped."""
         if state.graph.program.is_meta:
             raise PlanError("DropLayers measures, and weights on the meta device have no values.")
         found = [
@@ -141,7 +142,7 @@ class DropLayers(Pass):
                 f"DropLayers found no {what} to drop: a residual sum has two values of one shape, "
                 "and a block is a member of a module list or repeats; try another unit."
             )
-        return chosen
+        return found, chosen
 
     def _wanted(self, branches: Sequence[Branch]) -> int | None:
         """How many go at most; None: as many as the tolerance lets."""
@@ -187,20 +188,23 @@ class DropLayers(Pass):
     def _tell(
         self,
         state: Compilation,
-        branches: Sequence[Branch],
+        found: Sequence[Branch],
+        chosen: Sequence[Branch],
         dropped: dict[str, Effect],
         seen: dict[str, Effect],
     ) -> None:
         """What became of each branch, for the report."""
         tensors = state.graph.whole.program.tensors
-        left = {b.name for b in droppable(state.graph, branches)}
-        for b in branches:
+        left = {b.name for b in droppable(state.graph, found)}
+        for b in found:
             effect = seen.get(b.name)
             if b.name in dropped:
                 mean = dropped[b.name].constant is not None
-                reason = "its mean output in its place" if mean else "nothing in its place"
+                reason = "its mean" if mean else "nothing"
             elif b.name not in left:
                 reason = "gone with another"
+            elif b not in chosen:
+                reason = "left out by include or exclude"
             elif self.tolerance is not None and effect and effect.error > self.tolerance:
                 reason = "above the tolerance"
             else:

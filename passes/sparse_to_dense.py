@@ -26,9 +26,10 @@ class SparseToDense(Pass):
     """Remove what the plan removes and what is already zero; keep the function.
 
     Entries without effect (zero weights, constants that fold into a consumer's bias) go too, and
-    branches whose output is zero; with `dead=False` only the plan does. Three checks run on fresh random inputs and on calibration data
-    (zero mask, restricted statistics, permutation); a failed one raises VerificationError naming
-    the dimension and the node. Raises PlanError when there is nothing to remove.
+    branches that add nothing but zeros; with `dead=False` only the plan does. The checks run on
+    fresh random inputs and on calibration data (zero mask, restricted statistics, permutation, and
+    dropped branches where there are some); a failed one raises VerificationError naming what is to
+    blame and the node. Raises PlanError when there is nothing to remove.
     """
 
     dead: bool = True
@@ -83,11 +84,10 @@ class SparseToDense(Pass):
         except PlanError:
             return []
         for drop in drops:
-            count = sum(
-                before[n].numel() for n in drop.tensors if isinstance(before[n], nn.Parameter)
-            )
+            held = (before[n] for n in drop.tensors)
+            count = sum(t.numel() for t in held if isinstance(t, nn.Parameter))
             state.branches[drop.name] = BranchReport(
-                drop.name, "branch", "dropped", "already zero", 0.0, count
+                drop.name, "branch", "dropped", "nothing: it is zero", 0.0, count
             )
         return [drop.name for drop in drops]
 

@@ -47,7 +47,7 @@ def thinning_for(graph: Graph) -> Thinning:
         if listed and weights and not any(weights):
             members.setdefault(owner, []).append(int(name))
             taken.append(path)
-        elif not isinstance(module, Lists) and not any(stays for stays, _ in nodes):
+        elif not isinstance(module, nn.ModuleList) and not any(stays for stays, _ in nodes):
             stubs[path] = ""
             taken.append(path)
     return Thinning(members, stubs)

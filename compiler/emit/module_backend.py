@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,8 @@ _INDICES = "prunec_indices_"  # what it selects from generated values
 class ModuleResult:
     """The smaller module, or None and why not. `attributes`: what was set on it besides tensors,
     {module path: {attribute: [old, new]}}, and `scales`: factors by tensor name, both as `replay`
-    takes them. `thinning`: the modules that went with dropped branches. `lines`: the user's lines that raised while sizes were tried, most often first."""
+    takes them. `thinning`: the modules that went with dropped branches. `lines`: the user's lines
+    that raised while sizes were tried, most often first."""
 
     module: nn.Module | None
     attributes: Changes
@@ -102,7 +103,10 @@ def build_module(
         outcomes = list(search.outcomes.values())
         lines = Counter(outcome.line for outcome in outcomes if outcome.line)
         return ModuleResult(
-            None, {}, _reason(outcomes[0], dense), lines=tuple(n for n, _ in lines.most_common())
+            None,
+            {},
+            _reason(outcomes[0], dense, {drop.result for drop in graph.drops}),
+            lines=tuple(n for n, _ in lines.most_common()),
         )
     if config and choice[-1] == 0 and search.agrees((*choice[:-1], 1)):
         choice = (*choice[:-1], 1)
@@ -161,12 +165,15 @@ def _unselectable(dense: Program) -> str:
     return ""
 
 
-def _reason(outcome: Outcome, dense: Program) -> str:
+def _reason(outcome: Outcome, dense: Program, dropped: Collection[str]) -> str:
     reason = outcome.text
     if not math.isinf(outcome.error):
         reason = f"the module runs but differs from the graph by {outcome.error:.2g}"
-    unplaced = [name for name in dense.tensors if name.startswith(CONSTANT)]
-    if unplaced:
-        where = ", ".join(name.removeprefix(CONSTANT) for name in unplaced[:3])
+    unplaced = [n.removeprefix(CONSTANT) for n in dense.tensors if n.startswith(CONSTANT)]
+    means = [name for name in unplaced if name in dropped]
+    if means:
+        reason += f" (no bias can take the mean of what was dropped at {', '.join(means[:3])})"
+    elif unplaced:
+        where = ", ".join(unplaced[:3])
         reason += f" (constants were folded after {where}, which have no bias to take them)"
     return reason

@@ -230,11 +230,15 @@ def _common(paths: Sequence[str]) -> str:
 
 
 def _named(branches: list[Branch]) -> list[Branch]:
-    """Names that no two share: the module's, with the node's where that does not tell."""
+    """Names that no two share: the module's, with the node's where that does not tell, and those of
+    both ends for a block without a module."""
     counts = Counter(b.name for b in branches)
-    return [
-        b
-        if b.name and (counts[b.name] == 1 or b.path == b.name)
-        else dataclasses.replace(b, name=f"{b.name}:{b.result}" if b.name else b.result)
-        for b in branches
-    ]
+    found: list[Branch] = []
+    for b in branches:
+        name = b.name
+        if not b.path and "branch" not in b.units:
+            name = f"{b.source}..{b.result}"
+        elif not b.name or (b.name != b.path and counts[b.name] > 1):
+            name = f"{b.name}:{b.result}" if b.name else b.result
+        found.append(dataclasses.replace(b, name=name))
+    return found

@@ -61,7 +61,7 @@ def without(program: Program, drops: Sequence[Drop]) -> Program:
         order = {n: i for i, n in enumerate(graph.nodes)}
         for node in sorted(gone, key=order.__getitem__, reverse=True):
             graph.erase_node(node)
-            del nodes[node.name]
+            nodes.pop(node.name, None)
     graph.lint()
     unread = _read(program.graph) - _read(graph)
     return dataclasses.replace(
@@ -110,7 +110,7 @@ def _add_constant(
     name = CONSTANT + result.name
     learns = any(isinstance(t, nn.Parameter) for t in tensors.values())
     device = next((t.device for t in tensors.values()), drop.constant.device)
-    data = drop.constant.detach().to(device=device, dtype=value.dtype).reshape(shape)
+    data = drop.constant.detach().to(device=device, dtype=value.dtype, copy=True).reshape(shape)
     tensors[name] = nn.Parameter(data, learns)
     with graph.inserting_before(result):
         constant = graph.get_attr(name)

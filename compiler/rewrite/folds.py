@@ -12,11 +12,12 @@ from torch import Tensor, fx, nn
 from ..inference.graph import Graph, SideBranch
 from ..inference.residual import alike, same_value
 from ..inference.rule import bound_arguments, op_name
-from ..ir.drop import CONSTANT
+from ..ir.drop import CONSTANT, Drop, without
 from ..ir.program import Program
 from .slicing import Kept, term_indices
 
 _LAYERS = ("linear", "addmm", "conv1d", "conv2d", "conv3d", "layer_norm", "batch_norm")
+_VIEWS = ("view", "reshape", "_unsafe_view")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,6 @@ def absorb_constants(dense: Program, results: Sequence[str]) -> None:
         if total is None or layer is None:
             continue
         source, constant = total.args
-        assert isinstance(source, fx.Node)
         assert isinstance(constant, fx.Node)
         vector = dense.tensors[str(constant.target)].detach().reshape(-1)
         if _into_bias(dense, layer, vector):
@@ -66,27 +66,47 @@ def absorb_constants(dense: Program, results: Sequence[str]) -> None:
             del dense.tensors[str(constant.target)]
 
 
+def absorbable(graph: Graph, drop: Drop) -> bool:
+    """Whether a bias can take the constant of one more drop."""
+    program = without(graph.whole.program, [*graph.drops, drop])
+    node = next(n for n in program.graph.nodes if n.name == drop.result)
+    return absorbing_layer(node) is not None
+
+
 def absorbing_layer(total: fx.Node) -> fx.Node | None:
     """The layer whose bias can take the constant that a node adds to its source; None where the
     node adds none, or no layer's result comes to it alone and unchanged."""
-    constant = total.args[1] if len(total.args) > 1 else None
+    constant = total.args[1] if len(total.args) == 2 else None
     if not isinstance(constant, fx.Node) or constant.target != CONSTANT + total.name:
         return None
     shape = list(constant.meta["val"].shape)
-    axis = next((i for i, size in enumerate(shape) if size != 1), len(shape) - 1)
-    pending = [total.args[0]]
+    channel = next((i for i, size in enumerate(shape) if size != 1), len(shape) - 1)
+    pending = [(total.args[0], total, channel)]
     while pending:
-        node = pending.pop()
+        node, reader, axis = pending.pop()
         if not isinstance(node, fx.Node) or node.op != "call_function" or len(node.users) != 1:
             continue
-        if not alike(node, total):
-            continue
+        if not alike(node, reader):
+            if not _viewed(node, reader, axis):
+                continue
+            axis = node.meta["val"].dim() - 1
         op = op_name(node.target).removeprefix("aten::")
         if op in _LAYERS and _takes(node, op, axis):
             return node
-        if op == "add" or same_value(node):
-            pending += node.all_input_nodes
+        if op in ("add", *_VIEWS) or same_value(node):
+            pending += [(x, node, axis) for x in node.all_input_nodes]
     return None
+
+
+def _viewed(node: fx.Node, reader: fx.Node, axis: int) -> bool:
+    """Whether the reader is a view of the node that leaves the last axis, which is the one, as it
+    is."""
+    value, seen = node.meta.get("val"), reader.meta["val"]
+    if not isinstance(value, Tensor) or op_name(reader.target).removeprefix("aten::") not in _VIEWS:
+        return False
+    return (
+        value.dim() > 0 and axis == seen.dim() - 1 and str(value.shape[-1]) == str(seen.shape[-1])
+    )
 
 
 def _takes(node: fx.Node, op: str, axis: int) -> bool:

@@ -15,7 +15,7 @@ from .slicing import Kept, zero_tensor
 
 def drop_of(graph: Graph, branch: Branch, constant: Tensor | None = None, axis: int = -1) -> Drop:
     """The removal of a branch of a graph. `constant`: what takes its place, along that axis."""
-    result = next(n for n in graph.program.graph.nodes if n.name == branch.result)
+    result = next(n for n in graph.whole.program.graph.nodes if n.name == branch.result)
     return Drop(
         branch.name,
         branch.source,

@@ -78,15 +78,12 @@ def prove(
 def _checks(
     graph: Graph, program: Program, planned: Kept, dead: DeadEntries, inputs: Inputs
 ) -> list[Check]:
-    checks = [
-        require(capture_error(graph.whole, inputs), lambda: BRANCH),
-        *(
-            [require(dropped(graph, inputs), lambda: blame_drop(graph, inputs[0]))]
-            if graph.drops
-            else []
-        ),
-        require(permutation(graph, inputs[:1]), lambda: blame_permutation(graph, inputs[0])),
-    ]
+    checks = [require(capture_error(graph.whole, inputs), lambda: BRANCH)]
+    if graph.drops:
+        checks.append(require(dropped(graph, inputs), lambda: blame_drop(graph, inputs[0])))
+    checks.append(
+        require(permutation(graph, inputs[:1]), lambda: blame_permutation(graph, inputs[0]))
+    )
     coupled = {d.var for d in graph.prunable.values() if d.var in planned and not d.exact}
     exact = {var: kept for var, kept in planned.items() if var not in coupled}
     removed = {v: _without(planned, v, gone) for v, gone in dead.removed.items()}

@@ -12,8 +12,10 @@ from torch import Tensor, fx
 from ...compiler.inference.branches import Branch
 from ...compiler.inference.graph import Graph
 from ...compiler.ir.drop import resolved
-from ...compiler.ir.program import Program, output_values, written
+from ...compiler.ir.program import output_values, written
 from ...compiler.ir.terms import resolve
+from ...compiler.rewrite.folds import absorbable
+from ...compiler.rewrite.zero_branches import drop_of
 from ...compiler.verify.interpreter import ProgramInterpreter
 from .moments import wide
 from .outputs import OutputError
@@ -57,7 +59,8 @@ def branch_effects(
     those of the graph as captured.
 
     `batches`: flat inputs. `replace`: "nothing", "mean" (the mean of what the branch adds, per
-    channel, over all positions that are no padding), or "auto", the better of the two. `progress`:
+    channel, over all positions that are no padding), or "auto", the better of the two where a bias
+    before can take the mean, and nothing elsewhere: the class has no place for it. `progress`:
     the name of a bar, '' for none. Each batch runs once, and from each branch's result on once more
     for each way to replace it: about half of the graph, with no more held than what is alive there.
     """
@@ -65,6 +68,12 @@ def branch_effects(
     forks = _Forks(graph, branches)
     with measuring():
         constants = _means(forks, batches, masks) if replace != "nothing" else {}
+        if replace == "auto":
+            constants = {
+                b.name: constants[b.name]
+                for b in branches
+                if b.name in constants and absorbable(graph, drop_of(graph, b, *constants[b.name]))
+            }
         errors: dict[tuple[str, bool], OutputError] = {}
         original = ProgramInterpreter(graph.whole.program)
         order = list(enumerate(batches))
@@ -91,7 +100,9 @@ def channel_axis(graph: Graph, node: fx.Node) -> int:
     held = {id(resolve(t)) for terms in graph.inference.tensors.values() for t in terms}
     terms = graph.inference.terms.get(node)
     axes = [
-        i for i, term in enumerate(terms if isinstance(terms, list) else ()) if id(resolve(term)) in held
+        i
+        for i, term in enumerate(terms if isinstance(terms, list) else ())
+        if id(resolve(term)) in held
     ]
     rank = node.meta["val"].dim()
     return axes[0] if len(axes) == 1 else 1 if rank > 3 else rank - 1
