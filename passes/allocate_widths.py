@@ -78,7 +78,7 @@ class AllocateWidths(Pass):
         return {d.name: kept_count(d, 1 - share, self.round_to) for d in dimensions}
 
     def _reached(self, state: Compilation, widths: dict[str, int]) -> str:
-        before, after = cost(state.graph), cost(state.graph, _sizes(state, widths))
+        before, after = cost(state.graph.whole), cost(state.graph, _sizes(state, widths))
         macs = after.macs / before.macs if before.macs else 1.0
         return f"{after.params / before.params:.1%} of parameters, {macs:.1%} of MACs"
 
@@ -108,7 +108,7 @@ class AllocateWidths(Pass):
         self, state: Compilation, dimensions: list[Dimension]
     ) -> tuple[float | None, float]:
         """Bisection on the share; costs are exact and take microseconds."""
-        full = getattr(cost(state.graph), self.target.kind)
+        full = getattr(cost(state.graph.whole), self.target.kind)
 
         def kept(share: float) -> float:
             sizes = _sizes(state, self._widths(dimensions, share))

@@ -49,7 +49,7 @@ def outputs(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def capture_and_drop(model: nn.Module, drops: list[Drop]) -> None:
-    without_branches(capture(model, (ROWS,)), drops)
+    without_branches(capture(model, (PICTURES,)), drops)
 
 
 def squared_error(found: Tensor, expected: Tensor) -> float:
@@ -490,7 +490,7 @@ def test_a_plan_of_another_model_is_refused() -> None:
     with pytest.raises(PlanError, match=r"drops 'layers\.2' with .*, which Inline does not have"):
         result.plan.apply(made(Inline))
     with pytest.raises(PlanError, match="which this program does not have"):
-        capture_and_drop(made(Stack, False), result.plan.dropped)
+        capture_and_drop(made(Residual), result.plan.dropped)
 
 
 # how it is used

@@ -1,4 +1,4 @@
-"""Transformers models without some of their depth: the class, its configuration, saving, generate."""
+"""Transformers models with less depth: the class, its configuration, saving, generate."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..inference.graph import Graph
+from ..inference.residual import same_value
 from ..ir.program import module_path
 from .baked_sizes import Decision
 from .thin_modules import Lists, Thinning
@@ -31,7 +32,7 @@ def thinning_for(graph: Graph) -> Thinning:
     left = {n.name for n in graph.program.graph.nodes} - {drop.result for drop in graph.drops}
     ran: dict[str, list[tuple[bool, bool]]] = {}
     for node in graph.whole.program.graph.nodes:
-        if node.op == "call_function":
+        if node.op == "call_function" and not same_value(node):
             for path in _around(module_path(node)):
                 ran.setdefault(path, []).append((node.name in left, node.name in layers))
     members: dict[str, list[int]] = {}

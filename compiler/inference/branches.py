@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from ..ir.drop import dying
 from .graph import Graph
-from .residual import Residuals, alike, is_float, same_value
+from .residual import Residuals, alike, is_copy, is_float, same_value
 from .rule import op_name
 
 LONGEST = 16  # stretches of the stream in one repeated block
@@ -137,7 +137,7 @@ class _Finder:
 
     def _after(self, node: fx.Node) -> fx.Node | None:
         users = list(node.users)
-        while len(users) == 1 and same_value(users[0]):
+        while len(users) == 1 and is_copy(users[0]):
             users = list(users[0].users)
         if len(users) != 1 or users[0] in self.residuals.sums:
             return None

@@ -13,7 +13,7 @@ from .constants import DETACH
 from .graph import Graph
 from .rule import bound_arguments, op_name
 
-SAME_VALUE = frozenset("to _to_copy detach alias contiguous clone dropout feature_dropout".split())
+COPIES = frozenset("to _to_copy detach alias contiguous clone".split())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,8 @@ class Residuals:
 
     def _feeds(self, first: fx.Node, later: fx.Node) -> bool:
         """Whether a value (or what it is a copy of) is needed to compute another."""
-        first = self.origin(first)
+        while same_value(first) and alike(first, first.args[0]):
+            first = first.args[0]  # type: ignore[assignment]
         limit, seen, pending = self.order[first], {later}, [later]
         while pending:
             for x in pending.pop().all_input_nodes:
@@ -89,8 +90,9 @@ class Residuals:
         )
 
     def origin(self, node: fx.Node) -> fx.Node:
-        """The first node that has this value: through casts to the same dtype, and copies."""
-        while same_value(node) and alike(node, node.args[0]):
+        """The first node that has this value: through casts to the same dtype, and copies. Not
+        through dropout, which train mode needs."""
+        while is_copy(node) and alike(node, node.args[0]):
             node = node.args[0]  # type: ignore[assignment]
         return node
 
@@ -175,11 +177,16 @@ def alike(a: fx.Node, b: object) -> bool:
     return shapes[0] == shapes[1] and x.dtype == y.dtype and x.device == y.device
 
 
-def same_value(node: fx.Node) -> bool:
+def is_copy(node: fx.Node) -> bool:
+    """Whether a node gives its operand's values as they are, in any mode; the dtype may change."""
     name = op_name(node.target).removeprefix("aten::")
-    if name not in SAME_VALUE or not isinstance(node.args[0], fx.Node):
-        return False
-    return "dropout" not in name or not bound_arguments(node)["train"]
+    return name in COPIES and isinstance(node.args[0], fx.Node)
+
+
+def same_value(node: fx.Node) -> bool:
+    """Whether a node gives its operand's values as they are in eval mode: a copy, or dropout."""
+    name = op_name(node.target).removeprefix("aten::")
+    return is_copy(node) or ("dropout" in name and not bound_arguments(node).get("train"))
 
 
 def _is_value(node: fx.Node) -> bool:
