@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from ..compiler.compilation import Compilation
 from ..compiler.errors import PlanError
 from ..compiler.inference.dimensions import Dimension
+from ..compiler.inference.graph import Graph
 from ..compiler.passmanager import Pass, PassResult
-from ..compiler.rewrite.slicing import term_labels
+from .sensitivity.entry_sums import entry_sums, mean_one
 
 
 @dataclasses.dataclass
@@ -35,32 +36,24 @@ class MagnitudeScore(Pass):
 
     def run(self, state: Compilation) -> PassResult:
         state.scores = {
-            name: self._score(state, dimension) for name, dimension in state.graph.prunable.items()
+            name: magnitudes(state.graph, d, self.norm) for name, d in state.graph.prunable.items()
         }
         return PassResult(False, f"L{self.norm} scores of {len(state.scores)} dimensions")
 
-    def _score(self, state: Compilation, dimension: Dimension) -> Tensor:
-        """Importance per entry, float64 of shape [size], mean 1 (all equal: all ones)."""
-        graph = state.graph
-        assert dimension.var is not None
-        total = torch.zeros(dimension.size, dtype=torch.float64)
-        for name, axis in dimension.members:
-            tensor = graph.program.tensors[name]
-            if not isinstance(tensor, nn.Parameter) or tensor.device.type == "meta":
-                continue
-            wide = torch.promote_types(tensor.dtype, torch.float32)
-            others = [a for a in range(tensor.dim()) if a != axis]
-            norms = (
-                torch.linalg.vector_norm(tensor, self.norm, dim=others, dtype=wide)
-                if others
-                else tensor.abs().to(wide)
-            ).detach()
-            per_position = norms.double().cpu() ** self.norm
-            labels = term_labels(graph.inference.tensors[name][axis], dimension.var)
-            for row in labels:
-                owned = row >= 0
-                total.index_add_(0, row[owned], per_position[owned])
-        if self.norm == 2:
-            total = total.sqrt()
-        mean = total.mean()
-        return total / mean if mean > 0 else torch.ones_like(total)
+
+def magnitudes(graph: Graph, dimension: Dimension, norm: int = 2) -> Tensor:
+    """Importance per entry, float64 of shape [size], mean 1 (all equal: all ones)."""
+    total = torch.zeros(dimension.size, dtype=torch.float64)
+    for name, axis in dimension.members:
+        tensor = graph.program.tensors[name]
+        if not isinstance(tensor, nn.Parameter) or tensor.device.type == "meta":
+            continue
+        wide = torch.promote_types(tensor.dtype, torch.float32)
+        others = [a for a in range(tensor.dim()) if a != axis]
+        norms = (
+            torch.linalg.vector_norm(tensor, norm, dim=others, dtype=wide)
+            if others
+            else tensor.abs().to(wide)
+        )
+        total += entry_sums(graph, dimension, name, axis, norms.detach().double() ** norm)
+    return mean_one(total.sqrt() if norm == 2 else total)

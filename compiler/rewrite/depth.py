@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from ..errors import PlanError
 from ..inference.dimensions import Dimension
 from ..inference.graph import Graph
-from ..ir.drop import Drop, without
+from ..ir.drop import Drop, resolved, without
+from ..ir.program import Program
 
 
 def without_branches(whole: Graph, drops: Sequence[Drop]) -> Graph:
@@ -20,6 +21,23 @@ def without_branches(whole: Graph, drops: Sequence[Drop]) -> Graph:
     program = without(whole.program, drops)
     sides = [side.program for side in whole.sides]
     return Graph(program, whole.outputs, sides, whole=whole, drops=drops)
+
+
+def stands_for(graph: Graph, dense: Program) -> dict[str, str]:
+    """For a value of the dense program that nothing reads but what read the results of dropped
+    branches, the last of those: the original's value that it has the part of. By node name."""
+    left = {n.name for n in dense.graph.nodes}
+    nodes = {n.name: n for n in graph.whole.program.graph.nodes}
+    order = {name: i for i, name in enumerate(nodes)}
+    gone = {drop.result: drop.source for drop in graph.drops if drop.result not in left}
+    found: dict[str, str] = {}
+    for drop in sorted(graph.drops, key=lambda d: order[d.result]):
+        holder = resolved(drop.source, gone)
+        before = nodes[found.get(holder, holder)]
+        readers = {user.name for user in before.users} - {drop.result}
+        if drop.result in gone and holder in left and not readers & left:
+            found[holder] = drop.result
+    return found
 
 
 def same_dimensions(before: Graph, after: Graph) -> dict[str, list[Dimension]]:

@@ -210,24 +210,13 @@ def _add_after(dense: Program, node: fx.Node, fold: Fold, vector: Tensor) -> Non
         user.replace_input_with(node, total)
 
 
-def absorbed(graph: Graph, dense: Program) -> dict[str, Tensor]:
-    """Per layer, by node name, what its result has more than the original's in the place of dropped
-    branches; shaped to be added, at the original width."""
-    left = {n.name for n in dense.graph.nodes}
-    found: dict[str, Tensor] = {}
-    for node in graph.program.graph.nodes:
-        layer = absorbing_layer(node) if node.name not in left else None
-        if layer is not None:
-            constant = graph.program.tensors[CONSTANT + node.name].detach()
-            found[layer.name] = found[layer.name] + constant if layer.name in found else constant
-    return found
-
-
 def folded_tensors(graph: Graph, dense: Program, folds: Sequence[Fold]) -> list[str]:
     """The names of dense tensors whose values hold a folded constant."""
     names = set(dense.tensors) - set(graph.program.tensors)
     nodes = {n.name: n for n in dense.graph.nodes}
-    for name in (*(fold.node for fold in folds), *absorbed(graph, dense)):
+    taken = (n for n in graph.program.graph.nodes if n.name not in nodes)
+    absorbing = [layer.name for n in taken if (layer := absorbing_layer(n)) is not None]
+    for name in (*(fold.node for fold in folds), *absorbing):
         bias = _bias(nodes[name])
         if isinstance(bias, fx.Node):
             names.add(str(bias.target))

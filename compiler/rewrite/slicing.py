@@ -112,7 +112,7 @@ def cut_tensor(tensor: Tensor, terms: Sequence[Term], kept: Kept) -> Tensor:
     for axis, term in enumerate(terms):
         if any(v in kept for v in variables(term)):
             data = data.index_select(axis, term_indices(term, kept).to(data.device))
-    if data.data_ptr() == tensor.data_ptr():
+    if not touches(terms, kept):
         data = data.clone()
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(data, requires_grad=tensor.requires_grad)

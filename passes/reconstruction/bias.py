@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 from ...compiler.emit.build import Dense
 from ...compiler.inference.rule import bound_arguments, op_name
 from ...compiler.ir.drop import CONSTANT
+from ..calibration.consumers import Consumer, columns
 from ..calibration.uses import tensor_uses
-from .consumers import Consumer, columns
 
 if TYPE_CHECKING:
     from ...compiler.compilation import Compilation

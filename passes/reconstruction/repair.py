@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..calibration.consumers import Consumer, columns, find_consumers
 from ..calibration.moments import Moments, wide
 from ..calibration.outputs import output_error
 from ..calibration.progress import shown
 from .bias import BiasPlace, add_bias, find_place
-from .consumers import Consumer, columns, find_consumers
 from .least_squares import best_shift, solve
 from .targets import Comparison
 
@@ -50,12 +50,12 @@ class Repair:
         assert state.dense is not None
         self.state, self.options = state, options
         self.tensors = state.dense.program.tensors
-        self.comparison = Comparison(state, batches)
         self.generator = torch.Generator().manual_seed(options.seed)
         contractions = dict.fromkeys(
             sink.node.name for sink in state.graph.inference.sinks if sink.weight is not None
         )
         self.consumers, self.reasons = find_consumers(state.dense.program, list(contractions))
+        self.comparison = Comparison(state, batches, self.consumers)
         self.outcomes: dict[str, Outcome] = {}
         self.biases_added: list[str] = []
         self.undone = False

@@ -10,13 +10,14 @@ from torch import Tensor, fx
 
 from ...compiler.ir.program import Program
 from ...compiler.ir.terms import variables
-from ...compiler.rewrite.folds import absorbed
+from ...compiler.rewrite.depth import stands_for
 from ...compiler.rewrite.slicing import term_indices
+from ..calibration.consumers import Consumer, columns
 from ..calibration.moments import Moments, wide
 from ..calibration.rows import sample
 from ..calibration.streams import Stream
 from ..calibration.tokens import TokenMasks
-from .consumers import Consumer, columns
+from .sums import find_sum
 
 if TYPE_CHECKING:
     from ...compiler.compilation import Compilation
@@ -28,17 +29,27 @@ class Comparison:
     """Both programs on the same batches, the smaller one with the weights it has by then.
 
     The original gives the targets, at the entries that were kept; the smaller model, repaired so
-    far, the inputs. So each layer also makes up for what the ones before it could not.
+    far, the inputs. So each layer also makes up for what the ones before it could not. Where its
+    output goes into a residual sum, the sum is the target: what the stream is off by counts too.
+    Where branches were dropped behind it, the target is the original's value behind those.
+    `layers`: all that may be repaired.
     """
 
-    def __init__(self, state: Compilation, batches: Sequence[Sequence[Any]]) -> None:
+    def __init__(
+        self,
+        state: Compilation,
+        batches: Sequence[Sequence[Any]],
+        layers: Sequence[Consumer],
+    ) -> None:
         assert state.dense is not None
         self.state, self.batches = state, batches
         self.dense: Program = state.dense.program
         self.kept = state.plan.combined()
         self.masks = TokenMasks(self.dense, batches)
         self.terms = {n.name: terms for n, terms in state.graph.inference.terms.items()}
-        self.added = absorbed(state.graph, self.dense)
+        self.stands_for = stands_for(state.graph, self.dense)
+        nodes = {node for consumer in layers for node in consumer.nodes}
+        self.sums = {node: find_sum(node, nodes) for node in nodes}
         self.restart()
 
     def restart(self) -> None:
@@ -92,25 +103,38 @@ class Comparison:
         """Per batch: its number, what the node reads, target minus result in double, the target."""
         if self.smaller.passed(node):
             self.restart()
-        original = self.original.by_name[node.name]
+        total = self.sums[node]
+        own = node.name if total is None else total.node.name
+        end = self.original.by_name[self.stands_for.get(own, own)]
+        if self._lost(end):
+            self.restart()
         self.smaller.advance(node)
-        self.original.advance(original, through=True)
+        self.original.advance(end, through=True)
         for batch in range(len(self.batches)):
             self.smaller.turn_to(batch)
             self.original.turn_to(batch)
-            result = wide(self.smaller.run_node(node))
-            if constant is not None:
-                result = result + wide(self.dense.tensors[constant])
-            target = self._kept(original, self.original.value_of(original))
+            raw = self.smaller.run_node(node)
+            target = wide(self._kept(own, self.original.value_of(end)))
+            if total is not None:
+                error = target - total.value(self.smaller, node, raw)
+                error = total.back(self.smaller, node, raw, error)
+                target = wide(raw) + error
+            else:
+                result = wide(raw)
+                if constant is not None:
+                    result = result + wide(self.dense.tensors[constant])
+                error = target - result
             x = self.smaller.value_of(consumer.input_of(node))
-            yield batch, x, wide(target) - result, wide(target)
+            yield batch, x, error, target
 
-    def _kept(self, original: fx.Node, value: Tensor) -> Tensor:
-        """Of an original's value, what the smaller model has of it; and what a layer gives for the
-        branches that were dropped behind it."""
-        if original.name in self.added:
-            value = value + self.added[original.name].to(value)
-        for axis, term in enumerate(self.terms[original.name]):
+    def _lost(self, end: fx.Node) -> bool:
+        """Whether the original has run through a node and does not hold its value any more."""
+        self.original.turn_to(0)
+        return self.original.passed(end) and end not in self.original.env
+
+    def _kept(self, name: str, value: Tensor) -> Tensor:
+        """Of an original's value, what the smaller model has of it at the node of that name."""
+        for axis, term in enumerate(self.terms[name]):
             if any(v in self.kept for v in variables(term)):
                 value = value.index_select(axis, term_indices(term, self.kept).to(value.device))
         return value

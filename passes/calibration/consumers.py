@@ -11,8 +11,8 @@ from torch import Tensor, fx
 
 from ...compiler.inference.rule import bound_arguments, op_name
 from ...compiler.ir.program import Program
-from ..calibration.rows import Patches, flat_rows
-from ..calibration.uses import TRANSPOSED, follow, tensor_uses
+from .rows import Patches, flat_rows
+from .uses import TRANSPOSED, follow, tensor_uses
 
 # The arguments (input, weight, bias) of each op; a linear weight is [O, D], a matrix [D, O].
 _LINEAR = {"aten::linear": ("x", "weight", "bias")}

@@ -1,0 +1,102 @@
+"""Second-order scores: what the layers that read an entry lose, once the others make up for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..compiler.errors import PlanError
+from ..compiler.passmanager import Pass, PassResult
+from .calibration.batches import calibration_batches
+from .calibration.streams import measuring
+from .magnitude_score import magnitudes
+from .sensitivity.curves import Curve, curve
+from .sensitivity.input_moments import Limits, measured
+from .sensitivity.readings import find_readings
+
+if TYPE_CHECKING:
+    from ..compiler.compilation import Compilation
+
+
+@dataclasses.dataclass
+class SecondOrderScore(Pass):
+    """Take the entries of each dimension out one after another, the cheapest first, while the
+    others take over what they can; without labels.
+
+    An entry costs 1/2 tr(W_Bᵀ (H⁻¹_BB)⁻¹ W_B) at each layer that reads it, with W the layer's
+    weights as they are by then, B the entry's columns and H the covariance of the layer's input on
+    calibration data (OBS, Hassibi & Stork 1993; in the form of ZipLM, Kurtic et al. 2023), as a
+    share of the variance of the layer's output, summed over layers. Sets `scores` (the error once
+    the entry has gone) and `errors` (the error at every width). Dimensions that are read by
+    anything else than layers with weights of their own get magnitude scores and no errors.
+
+    Args:
+        calibration: unlabelled batches; by default those the pipeline was given.
+        ridge: added to the diagonal of H, times its mean, once what is redundant has gone.
+        step: entries taken out between two updates of the whole system; within a step the order is
+            exact among twice as many candidates. By default a 128th of the dimension.
+        rows, rows_per_input, seed, progress: as `Reconstruct` takes them.
+        memory: bytes for what is held at once of all batches (batches beyond are left out), and for
+            the moments of one layer (of a larger one the variances count only).
+
+    Raises:
+        PlanError: options out of range, or no calibration data.
+    """
+
+    calibration: Iterable[Any] | None = None
+    ridge: float = 1e-2
+    step: int | None = None
+    rows: int = 16384
+    rows_per_input: int = 16
+    memory: int = 2**31
+    seed: int = 0
+    progress: bool = True
+
+    name: ClassVar[str] = "second-order-score"
+    provides: ClassVar[tuple[str, ...]] = ("scores", "errors")
+    forbids: ClassVar[tuple[str, ...]] = ("dense",)
+
+    def __post_init__(self) -> None:
+        if not self.ridge >= 0:
+            raise PlanError(f"ridge={self.ridge!r} must be at least 0.")
+        for option in ("rows", "rows_per_input", "memory", "step"):
+            value = getattr(self, option)
+            if value is not None and value < 1:
+                raise PlanError(f"{option}={value!r} must be at least 1.")
+
+    def options(self) -> dict[str, Any]:
+        """The options, without the data."""
+        return {k: v for k, v in super().options().items() if k != "calibration"}
+
+    def run(self, state: Compilation) -> PassResult:
+        batches, left_out = calibration_batches(state, self.calibration, self.memory, self.name)
+        limits = Limits(self.rows, self.rows_per_input, self.memory, self.seed)
+        graph, show = state.graph, self.name if self.progress else None
+        readings, reasons = find_readings(graph)
+        curves: dict[str, Curve] = {}
+        few: dict[str, None] = {}
+        large: dict[str, None] = {}
+        with measuring():
+            for found in measured(graph, readings, batches, limits, full=True, show=show):
+                curves[found.name] = curve(graph.program, found, self.ridge, self.step)
+                for gram, own in found.readings:
+                    layers = dict.fromkeys(r.consumer.weight for r in own)
+                    few |= layers if gram.count < gram.x.shape[1] else {}
+                    large |= {} if gram.full else layers
+        state.scores = {
+            name: curves[name].scores if name in curves else magnitudes(graph, d)
+            for name, d in graph.prunable.items()
+        }
+        state.errors = {name: found.errors for name, found in curves.items()}
+        details = {
+            "batches": len(batches),
+            "batches left out": left_out,
+            "by magnitude": reasons,
+            "fewer rows than inputs": list(few),
+            "variances only": list(large),
+        }
+        summary = f"errors by width of {len(curves)} dimensions"
+        if reasons:
+            summary += f"; {len(reasons)} others by magnitude"
+        return PassResult(False, summary, details)

@@ -1,0 +1,89 @@
+"""For a dimension the order in which its entries go, and the error after each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...compiler.ir.program import Program
+from ..calibration.gram import Gram
+from ..calibration.moments import wide
+from .elimination import Problem, eliminate
+from .input_moments import Measured
+from .readings import Reading
+
+STEPS = 128  # of one dimension's elimination, at least, where it has as many entries
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """`scores` [size]: the error once the entry has gone, so the lowest go first. `errors`
+    [size + 1]: the relative squared error with so many entries kept. Both float64."""
+
+    scores: Tensor
+    errors: Tensor
+
+
+def curve(program: Program, found: Measured, ridge: float, step: int | None) -> Curve:
+    """By elimination; of inputs without covariances every entry's own variance is what it costs."""
+    size = found.dimension.size
+    problems: list[Problem] = []
+    fixed = torch.zeros(size, dtype=torch.float64)
+    for gram, readings in found.readings:
+        if gram.full:
+            problems += _problems(program, gram, readings)
+        else:
+            fixed += contributions(program, gram, readings, size)
+    order, costs = eliminate(
+        problems, fixed, ridge, step or -(-size // STEPS), minimum=found.dimension.minimum
+    )
+    worst = costs[-1] if costs else 0.0
+    scores = torch.full((size,), worst + 1.0, dtype=torch.float64)
+    errors = torch.full((size + 1,), max(1.0, worst), dtype=torch.float64)
+    errors[size] = 0.0
+    for gone, (entry, cost) in enumerate(zip(order, costs, strict=True), start=1):
+        scores[entry] = errors[size - gone] = cost
+    return Curve(scores, errors)
+
+
+def _problems(program: Program, gram: Gram, readings: Sequence[Reading]) -> list[Problem]:
+    """One problem per group of the layers that read the input of these covariances."""
+    covariance = gram.covariance()
+    return [
+        Problem(
+            covariance[group],
+            torch.cat([_scaled(program, covariance, r)[group] for r in readings], 1),
+            readings[0].inputs[group].to(covariance.device),
+            torch.cat([r.outputs[group] for r in readings]).to(covariance.device),
+        )
+        for group in range(len(covariance))
+    ]
+
+
+def _scaled(program: Program, covariance: Tensor, reading: Reading) -> Tensor:
+    """The layer's weight [G, D, O], by which its outputs' variances sum to 1."""
+    weight = reading.consumer.matrix(wide(program.tensors[reading.consumer.weight].detach()))
+    energy = float((weight * (covariance @ weight)).sum())
+    return weight / energy**0.5 if energy > 0 else weight * 0
+
+
+def contributions(program: Program, gram: Gram, readings: Sequence[Reading], size: int) -> Tensor:
+    """What each entry contributes to the variance of the layers' outputs, as if inputs were not
+    correlated, as a share of each layer's: float64 [size].
+
+    WIFV of FLAP (An et al. 2024, eq. 5), Var(x_j) |W_:j|², per layer divided by its sum.
+    """
+    variance = gram.covariance()
+    if gram.full:
+        variance = variance.diagonal(dim1=1, dim2=2)
+    total = torch.zeros(size, dtype=torch.float64)
+    for reading in readings:
+        weight = reading.consumer.matrix(wide(program.tensors[reading.consumer.weight].detach()))
+        each = (variance * weight.square().sum(2)).cpu()
+        owned = reading.inputs >= 0
+        share = each / each.sum() if float(each.sum()) > 0 else each
+        total.index_add_(0, reading.inputs[owned], share[owned])
+    return total
