@@ -37,7 +37,7 @@ class Plan:
     hold folded constants. `scales`: factors on tensors by name, once they are cut. `backend`:
     "module", "graph", or "" before the rewrite. `dropped`: branches and blocks that are left out,
     in order; for them the module back end took out `members`, by the path of their module list,
-    and put `stubs` in the place of modules, with the form of what these return. `outputs`,
+    and put `stubs` in the place of modules (see `NoBranch` for their forms). `outputs`,
     `untie_tables`: what `capture` was told when it was made.
     """
 

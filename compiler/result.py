@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .artifact.save import save_artifact, weight_bytes
 from .capture.batch import batch_size
@@ -232,11 +232,25 @@ def _after(state: Compilation) -> Cost:
         for name, t in before.items()
         if name not in now
     ]
+    changes += [(-1, t) for t in _taken_along(state)]
     return dataclasses.replace(
         after,
         params=after.params + sum(k * t.numel() for k, t in changes if isinstance(t, nn.Parameter)),
         bytes=after.bytes + sum(k * t.numel() * t.element_size() for k, t in changes),
     )
+
+
+def _taken_along(state: Compilation) -> list[Tensor]:
+    """Tensors that no captured graph reads, of modules that left the user's class."""
+    source, plan = state.graph.source, state.plan
+    whole = state.graph.whole
+    read = {id(t) for t in (*whole.program.tensors.values(), *whole.beside.values())}
+    paths = [*plan.stubs, *(f"{path}.{i}" for path, gone in plan.members.items() for i in gone)]
+    found: dict[int, Tensor] = {}
+    for path in paths:
+        part = source.get_submodule(path)
+        found.update({id(t): t for t in (*part.parameters(), *part.buffers())})
+    return [t for key, t in found.items() if key not in read]
 
 
 def _gone(graph: Graph) -> Iterator[DimensionReport]:

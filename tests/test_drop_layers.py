@@ -344,7 +344,7 @@ def test_a_stub_stands_for_a_branch_s_module(tmp_path: pathlib.Path) -> None:
         model, (ROWS,), unit="branch", count=1, include="layers.1.mlp", replace="nothing"
     )
     assert type(result.model) is Stack
-    assert result.plan.stubs == {"layers.1.mlp": "tensor", "layers.1.two": "tensor"}
+    assert result.plan.stubs == {"layers.1.mlp": "zero", "layers.1.two": "zero"}
     assert parameters(result.model) == result.report.after.params
     result.save(tmp_path / "small")
     loaded = compiler.load(tmp_path / "small", model=made(Stack))

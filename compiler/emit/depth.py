@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 from ..inference.graph import Graph
 from ..inference.residual import same_value
 from ..ir.program import module_path
+from ..verify.backends import shapes_only
 from .baked_sizes import Decision
 from .thin_modules import Lists, Thinning
 
@@ -19,22 +20,36 @@ _DEPTH = re.compile(r"layer|depth|block")
 _SIDES = ("encoder", "decoder", "text", "vision")
 
 
-def thinning_for(graph: Graph) -> Thinning:
-    """What has to leave the user's class: members of lists all of whose layers went with dropped
-    branches; elsewhere, the outermost modules of which nothing remains."""
+def thinnings(graph: Graph) -> list[Thinning]:
+    """What may leave the user's class, the likeliest first: members of lists all of whose layers
+    went with dropped branches, and elsewhere the outermost modules of which nothing remains become
+    stubs; then stubs alone, for lists whose members are counted on. Without drops, nothing."""
     if not graph.drops:
-        return Thinning()
+        return [Thinning()]
+    thin = _emptied(graph, lists=True)
+    stubs = _emptied(graph, lists=False) if thin.members else thin
+    forms = _forms(graph, {*thin.stubs, *stubs.stubs})
+    found = [thin, stubs] if thin.members else [thin]
+    return [
+        Thinning(t.members, {p: kind + forms.get(p, "") for p, kind in t.stubs.items()})
+        for t in found
+    ]
+
+
+def _emptied(graph: Graph, lists: bool) -> Thinning:
+    """Which modules nothing remains of. `lists`: members of lists are taken out."""
     source = graph.source
     layers = {s.node.name for s in graph.whole.inference.sinks}
     layers |= {
         user.name for n in graph.whole.program.graph.nodes if n.op == "get_attr" for user in n.users
     }
-    left = {n.name for n in graph.program.graph.nodes} - {drop.result for drop in graph.drops}
-    ran: dict[str, list[tuple[bool, bool]]] = {}
+    results = {drop.result for drop in graph.drops}
+    left = {n.name for n in graph.program.graph.nodes} - results
+    ran: dict[str, list[str]] = {}
     for node in graph.whole.program.graph.nodes:
         if node.op == "call_function" and not same_value(node):
             for path in _around(module_path(node)):
-                ran.setdefault(path, []).append((node.name in left, node.name in layers))
+                ran.setdefault(path, []).append(node.name)
     members: dict[str, list[int]] = {}
     stubs: dict[str, str] = {}
     taken: list[str] = []
@@ -43,40 +58,40 @@ def thinning_for(graph: Graph) -> Thinning:
         if not path or nodes is None or any(path.startswith(f"{t}.") for t in taken):
             continue
         owner, _, name = path.rpartition(".")
-        weights = [stays for stays, layer in nodes if layer]
+        weights = [node for node in nodes if node in layers]
         listed = isinstance(source.get_submodule(owner), Lists) and name.isdecimal()
-        if listed and weights and not any(weights):
+        emptied = bool(weights) and left.isdisjoint(weights)
+        if listed and emptied and lists:
             members.setdefault(owner, []).append(int(name))
             taken.append(path)
-        elif not isinstance(module, nn.ModuleList) and not any(stays for stays, _ in nodes):
-            stubs[path] = ""
+        elif not isinstance(module, nn.ModuleList) and (
+            left.isdisjoint(nodes) or (listed and emptied)
+        ):
+            stubs[path] = "zero" if results.isdisjoint(nodes) else "input"
             taken.append(path)
     return Thinning(members, stubs)
 
 
-def with_forms(thinning: Thinning, graph: Graph) -> Thinning:
-    """The thinning with what each module that becomes a stub returns, found by a call."""
-    if not thinning.stubs:
-        return thinning
+def _forms(graph: Graph, paths: Collection[str]) -> dict[str, str]:
+    """How many values each module returns, as a stub's form says it; found by a call."""
     forms: dict[str, str] = {}
-    hooks = [
-        graph.source.get_submodule(path).register_forward_hook(
-            lambda _module, _args, result, path=path: forms.__setitem__(path, _form(result))
-        )
-        for path in thinning.stubs
-    ]
+
+    def see(path: str) -> Any:
+        def hook(module: nn.Module, args: Any, result: Any) -> None:
+            forms[path] = f"/{len(result)}" if isinstance(result, (tuple, list)) else ""
+
+        return graph.source.get_submodule(path).register_forward_hook(hook)
+
     program = graph.whole.program
+    hooks = [see(path) for path in paths]
     try:
-        with torch.no_grad():
-            graph.source(*program.args, **program.kwargs)
+        with torch.no_grad(), shapes_only(program) as as_run:
+            args, kwargs = as_run((program.args, program.kwargs))
+            graph.source(*args, **kwargs)
     finally:
         for hook in hooks:
             hook.remove()
-    return Thinning(thinning.members, {p: forms.get(p, "tensor") for p in thinning.stubs})
-
-
-def _form(result: Any) -> str:
-    return f"tuple{len(result)}" if isinstance(result, (tuple, list)) else "tensor"
+    return forms
 
 
 def _around(path: str) -> Iterator[str]:

@@ -27,7 +27,7 @@ from .attention_scale import ScaleDecision, apply_scales, scale_decisions
 from .attribute_search import MAX_TRIALS, AttributeSearch, Outcome
 from .baked_sizes import find_decisions
 from .config_sizes import config_decision
-from .depth import depth_decision, thinning_for, with_forms
+from .depth import depth_decision, thinnings
 from .replay import add_tensor, copy_with
 from .resize_modules import Changes, resize_standard
 from .thin_modules import Thinning
@@ -82,32 +82,23 @@ def build_module(
     sides = [rewrite(side, kept, on_use=True) for side in graph.sides]
     attributes = resize_standard(module, dense, *sides)
     sizes = {var: len(entries) for var, entries in kept.items()}
-    thinning = with_forms(thinning_for(graph), graph)
-    depth = depth_decision(module, thinning)
     config = config_decision(graph, sizes, module)
     scales = scale_decisions(graph, dense, sizes, module)
-    decisions = [
-        *scales,
-        *find_decisions(graph, dense, sizes, module),
-        *([depth] if depth else []),
-        *([config] if config else []),
-    ]
-
-    def thin(candidate: nn.Module) -> float:
-        with thinning.applied(candidate):
-            return compare(candidate)
-
-    search = AttributeSearch(module, decisions, thin, tolerance, trials)
-    choice = search.run()
-    if choice is None:
-        outcomes = list(search.outcomes.values())
+    baked = [*scales, *find_decisions(graph, dense, sizes, module)]
+    outcomes: list[Outcome] = []
+    for thinning in thinnings(graph):
+        depth = depth_decision(module, thinning)
+        decisions = [*baked, *(d for d in (depth, config) if d is not None)]
+        search = AttributeSearch(module, decisions, _thin(compare, thinning), tolerance, trials)
+        choice = search.run()
+        if choice is not None:
+            break
+        search.set((0,) * len(decisions))
+        outcomes += search.outcomes.values()
+    else:
         lines = Counter(outcome.line for outcome in outcomes if outcome.line)
-        return ModuleResult(
-            None,
-            {},
-            _reason(outcomes[0], dense, {drop.result for drop in graph.drops}),
-            lines=tuple(n for n, _ in lines.most_common()),
-        )
+        reason = _reason(outcomes[0], dense, {drop.result for drop in graph.drops})
+        return ModuleResult(None, {}, reason, lines=tuple(n for n, _ in lines.most_common()))
     if config and choice[-1] == 0 and search.agrees((*choice[:-1], 1)):
         choice = (*choice[:-1], 1)
     search.set(choice)
@@ -119,6 +110,18 @@ def build_module(
     factors = {name: factor for d in taken for name, factor in d.factors.items()}
     thinning.apply(module)
     return ModuleResult(module, attributes, scales=factors, thinning=thinning)
+
+
+def _thin(
+    compare: Callable[[nn.Module], float], thinning: Thinning
+) -> Callable[[nn.Module], float]:
+    """The comparison of a module without what leaves it."""
+
+    def compared(module: nn.Module) -> float:
+        with thinning.applied(module):
+            return compare(module)
+
+    return compared
 
 
 def _by_all_names(graph: Graph, dense: Program, kept: Kept) -> dict[str, Tensor]:

@@ -16,10 +16,11 @@ Lists = (nn.ModuleList, nn.Sequential)
 
 
 class NoBranch(nn.Module):
-    """What stands for a module whose branch was dropped: a zero that any sum can take.
+    """What stands for a module that a dropped branch left empty.
 
-    `form`: "tensor" for a module that returned one, "tuple3" for one that returned three values, of
-    which the first is the zero and the others None.
+    `form`: "zero" returns a zero that any sum can take, for a module that gave the branch; "input"
+    returns what it is given first, for one that held the sum too. "zero/3", "input/3": the module
+    returned three values, of which that is the first and the others are None.
     """
 
     def __init__(self, form: str) -> None:
@@ -27,13 +28,12 @@ class NoBranch(nn.Module):
         self.form = form
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """A zero without axes, in dtype and on the device of the first tensor that is given."""
-        given = (*args, *kwargs.values())
-        like = next((x for x in given if isinstance(x, Tensor) and x.is_floating_point()), None)
-        zero = torch.zeros(()) if like is None else like.new_zeros(())
-        if self.form == "tensor":
-            return zero
-        return (zero, *[None] * (int(self.form.removeprefix("tuple")) - 1))
+        """A zero has no axes, and the dtype and device of the first float tensor that is given."""
+        kind, _, count = self.form.partition("/")
+        given = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        first = next((x for x in given if x.is_floating_point()), torch.zeros(()))
+        value = first if kind == "input" else first.new_zeros(())
+        return (value, *[None] * (int(count) - 1)) if count else value
 
     def extra_repr(self) -> str:
         return self.form
