@@ -351,6 +351,29 @@ def test_a_stub_stands_for_a_branch_s_module(tmp_path: pathlib.Path) -> None:
     assert torch.equal(outputs(loaded, ROWS), outputs(result.model, ROWS))
 
 
+class Gated(nn.Module):
+    """A sum inside a module of its own, whose branch is zero at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.gain * (x - x.mean(-1, keepdim=True))
+
+
+def test_a_module_that_held_the_sum_passes_its_input_on() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(8, 8), nn.Sequential(Gated(), nn.ReLU()), nn.Linear(8, 5)
+    ).eval()
+    result = PassManager([SparseToDense()]).run(capture(model, (ROWS,)))
+    assert isinstance(result.model, nn.Sequential)
+    assert len(result.model) == 3
+    assert parameters(result.model) == parameters(model) - 8
+    assert torch.equal(outputs(result.model, ROWS), outputs(model, ROWS))
+
+
 def test_dimensions_of_a_dropped_branch_are_gone() -> None:
     model = made(Stack)
     steps = [

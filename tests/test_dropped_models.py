@@ -58,7 +58,7 @@ def test_a_block_leaves_the_class(name: str, tmp_path: pathlib.Path) -> None:
     check(name, model, result, tmp_path)
 
 
-@pytest.mark.parametrize("name", TRANSFORMERS)
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
 def test_a_branch_leaves_a_stub(name: str, tmp_path: pathlib.Path) -> None:
     model, result = shrunk(name, count=1, unit="branch", include="*.1.*att*")
     assert result.plan.members == {}
