@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .capture.batches import to_device
+from .capture.batches import to_device, unlabelled
 from .capture.capture import capture
 from .emit.replay import computed
 from .errors import QualityError, TargetError
@@ -45,10 +45,11 @@ def compile(
     """Compress `model` to `target`; the model itself is never changed, the result has its mode.
 
     `args`, `kwargs`, `dynamic_shapes`, `outputs`, `untie_tables`, `mode`: as `capture`.
-    `calibration`: unlabelled batches, by which the cut layers are repaired (left out without) and
-    on which the result is also proven. `train`: batches to recover on, by distillation from the
-    original (left out without). `evaluate`: a callable on a model, higher is better; below `floor`
-    times the original's value (1 - `floor` of its size below it) QualityError is raised.
+    `calibration`: unlabelled batches, by which entries are chosen and the cut layers repaired (left
+    out without) and on which the result is also proven; by default the first ones of `train`, none
+    with []. `train`: batches to recover on, by distillation from the original (left out without).
+    `evaluate`: a callable on a model, higher is better; below `floor` times the original's value
+    (1 - `floor` of its size below it) QualityError is raised.
     `device`: compile on this device (a copy of the model is moved there). `recipe`: a TOML list of
     passes; `options`: per pass name, options that win over the recipe's. `measure`: time original
     and result side by side.
@@ -65,6 +66,8 @@ def compile(
         tensors = (*model.parameters(), *model.buffers())
         if any(t.device != torch.device(device) for t in tensors):
             subject = copy.deepcopy(model, dict(computed(model))).to(device)
+    if calibration is None and "labels" not in (kwargs or {}):  # a loss in the graph reads them
+        calibration = unlabelled(train)
     held = [to_device(b, device) for b in calibration or ()] or None
     training = {m: m.training for m in subject.modules()}
     subject.eval()

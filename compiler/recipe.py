@@ -14,6 +14,11 @@ from .errors import PlanError
 from .passmanager import Pass
 
 GROUP = "prunec.passes"
+_CONDITIONS = ("use", "needs", "without")
+_LOST = {
+    "calibration": "; with a few hundred unlabelled samples the layers that were cut would be "
+    "repaired, which keeps most of what a raw cut loses",
+}
 
 
 def pass_class(name: str) -> type[Pass]:
@@ -55,6 +60,27 @@ def read_recipe(path: str | pathlib.Path | None) -> list[dict[str, Any]]:
     return entries
 
 
+def _unmet(entry: Mapping[str, Any], supplies: Mapping[str, Any]) -> str | None:
+    """Why an entry takes no part: the name of what it needs, "" where it stands in for a pass that
+    has what it needs; None: it does."""
+    for condition in ("needs", "without"):
+        name = entry.get(condition)
+        if name is not None and name not in supplies:
+            raise PlanError(
+                f"pass '{entry['use']}' has {condition} = '{name}', which is none of "
+                f"{', '.join(supplies)}."
+            )
+    if entry.get("needs") is not None and supplies.get(entry["needs"]) is None:
+        return entry["needs"]
+    if entry.get("without") is not None and supplies.get(entry["without"]) is not None:
+        return ""
+    return None
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
 def build_pipeline(
     entries: list[dict[str, Any]],
     supplies: Mapping[str, Any],
@@ -64,7 +90,8 @@ def build_pipeline(
 
     `supplies`: values by name ("target", "train", "calibration"); a field of a pass called so (or
     `train_loader` for "train") receives it. An entry with `needs` is left out, with a note, when
-    that was not given. `options`: more options per pass name, which win over the recipe's.
+    that was not given, and one with `without` when it was. `options`: more options per pass name,
+    which win over the recipe's.
     Raises PlanError for an option a pass does not have, and for options of a pass that the recipe
     does not use.
     """
@@ -79,14 +106,11 @@ def build_pipeline(
     left_out: dict[str, list[str]] = {}
     offered = {**supplies, "train_loader": supplies.get("train")}
     for entry in entries:
-        own = {k.replace("-", "_"): v for k, v in entry.items() if k not in ("use", "needs")}
-        need = entry.get("needs")
-        if need is not None and need not in supplies:
-            raise PlanError(
-                f"pass '{entry['use']}' needs '{need}', which is none of {', '.join(supplies)}."
-            )
-        if need is not None and supplies.get(need) is None:
-            left_out.setdefault(need, []).append(entry["use"])
+        own = {k.replace("-", "_"): v for k, v in entry.items() if k not in _CONDITIONS}
+        missing_supply = _unmet(entry, supplies)
+        if missing_supply is not None:
+            if missing_supply:
+                left_out.setdefault(missing_supply, []).append(entry["use"])
             continue
         cls = pass_class(entry["use"])
         fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
@@ -110,8 +134,8 @@ def build_pipeline(
             raise PlanError(f"pass '{entry['use']}' needs '{missing[0]}', which was not given.")
         passes.append(cls(**own))
     notes = [
-        f"{' and '.join(names)} {'was' if len(names) == 1 else 'were'} left out: "
-        f"no {need} data was given"
+        f"{_listed(names)} {'was' if len(names) == 1 else 'were'} left out: no {need} data was "
+        f"given{_LOST.get(need, '')}"
         for need, names in left_out.items()
     ]
     if passes and not any(hasattr(step, "target") for step in passes):

@@ -29,7 +29,10 @@ class Reconstruct(Pass):
 
     Args:
         calibration: unlabelled batches; by default those the pipeline was given.
-        ridge: lambda, times the mean square of the layer's inputs.
+        ridge: lambda, as a share of the mean square of the layer's inputs; None: per layer the one
+            that does best on a quarter of the batches, which the others are solved without.
+        weights: False leaves all weights as they are and moves biases only (bias compensation, An
+            et al., "FLAP", 2024).
         rows: at most so many rows (tokens, patches) of a layer are read, or `rows_per_input` times
             its inputs where that is more; chosen at random.
         rows_per_input: see `rows`. A layer with fewer rows than inputs gets a new bias only.
@@ -45,7 +48,8 @@ class Reconstruct(Pass):
     """
 
     calibration: Iterable[Any] | None = None
-    ridge: float = 1e-2
+    ridge: float | None = None
+    weights: bool = True
     rows: int = 16384
     rows_per_input: int = 16
     memory: int = 2**31
@@ -58,7 +62,7 @@ class Reconstruct(Pass):
     provides: ClassVar[tuple[str, ...]] = ("repaired",)
 
     def __post_init__(self) -> None:
-        if not self.ridge >= 0:
+        if self.ridge is not None and not self.ridge >= 0:
             raise PlanError(f"ridge={self.ridge!r} must be at least 0.")
         for option in ("rows", "rows_per_input", "memory"):
             if getattr(self, option) < 1:

@@ -103,8 +103,19 @@ def test_without_calibration_data_the_report_says_that_nothing_was_repaired(
 ) -> None:
     report = compress(calibration=calibration).report
     assert "reconstruct" not in [p.name for p in report.passes]
-    expected = "reconstruct and recalibrate-batch-norm were left out: no calibration data was given"
-    assert report.notes.count(expected) == 1
+    expected = "second-order-score, reconstruct and recalibrate-batch-norm were left out"
+    assert sum(note.startswith(expected) for note in report.notes) == 1
+    assert report.passes[0].name == "magnitude-score"
+
+
+def test_training_data_is_calibration_data_too() -> None:
+    batches = [(x, torch.zeros(len(x), dtype=torch.int64)) for x in images(3)]
+    result = compress(train=batches, options={"distill": {"steps": 1}})
+    names = [p.name for p in result.report.passes]
+    assert names[0] == "second-order-score"
+    assert "reconstruct" in names
+    once = compress(train=iter(batches), options={"distill": {"steps": 1}})
+    assert "reconstruct" not in [p.name for p in once.report.passes]
 
 
 # What stays as it was.
@@ -176,7 +187,8 @@ def test_backward_reaches_every_parameter(build: Callable[[], nn.Module]) -> Non
 def test_frozen_parameters_stay_frozen() -> None:
     model = small_cnn()
     model.first.requires_grad_(False)
-    result = compress(model, train=images(2), options={"distill": {"steps": 2}})
+    training = {"train": images(2), "calibration": [], "options": {"distill": {"steps": 2}}}
+    result = compress(model, **training)
     flags = {name: p.requires_grad for name, p in result.model.named_parameters()}
     assert flags == {name: p.requires_grad for name, p in model.named_parameters()}
     assert torch.equal(result.model.first.weight, compress(model).model.first.weight)

@@ -62,7 +62,7 @@ def test_recipe_that_ignores_the_target_says_so(recipe: Callable[[str], pathlib.
         ('[[pass]]\nuse = "prune-chanels"', "no pass 'prune-chanels'; installed .*prune-channels"),
         ('[[pass]]\nuse = "magnitude-score"\nnrm = 1', "no option 'nrm'; it has norm"),
         ('[[pass]]\nuse = "distill"', "'distill' needs 'train_loader'"),
-        ('[[pass]]\nuse = "distill"\nneeds = "labels"', "needs 'labels', which is none of"),
+        ('[[pass]]\nuse = "distill"\nneeds = "labels"', "needs = 'labels', which is none of"),
         ("[[pass]]\nnorm = 1", "each with use"),
         ('pass = ["magnitude-score"]', "each with use"),
         ('[pass]\nuse = "magnitude-score"', "each with use"),

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from prunec import compiler, passes
 from prunec.compiler.errors import PlanError
+from prunec.passes.calibration.moments import Moments
 from prunec.passes.reconstruction import repair as repair_module
+from prunec.passes.reconstruction.least_squares import RIDGES, best_ridge
 
 # The mathematics.
 
@@ -74,6 +76,20 @@ def test_convolutions_are_solved_as_lstsq_does_in_each_group(options: dict[str, 
         found = result.model.second
         torch.testing.assert_close(found.weight[outputs].flatten(1).T, weight)
         torch.testing.assert_close(found.bias[outputs], bias)
+
+
+def test_convolutions_over_three_axes_are_solved() -> None:
+    model = seeded(lambda: Chain(nn.Conv3d(2, 8, 3), nn.Conv3d(8, 3, (2, 1, 2), stride=(1, 2, 1))))
+    batches = data(6, 2, 6, 6, 6)
+    raw, result = repaired(model, batches)
+    x = torch.relu(raw.model.first(torch.cat(batches)))
+    # the taps of [N, C, D, H, W], one by one, as the kernel (2, 1, 2) places them
+    taps = [x[:, :, i : i + 3, ::2, k : k + 3] for i in range(2) for k in range(2)]
+    rows = torch.stack(taps, 2).flatten(1, 2).movedim(1, -1).flatten(0, -2)
+    target = model(torch.cat(batches)).movedim(1, -1).flatten(0, -2)
+    weight, bias = best(rows, target)
+    torch.testing.assert_close(result.model.second.weight.flatten(1).T, weight)
+    torch.testing.assert_close(result.model.second.bias, bias)
 
 
 def test_convolutions_over_one_axis_are_solved() -> None:
@@ -366,3 +382,54 @@ def test_rows_that_are_not_finite_leave_a_layer_alone() -> None:
 def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(PlanError, match="must be at least"):
         passes.Reconstruct(**options)
+
+
+# The ridge.
+
+
+def moments(rows: Tensor, errors: Tensor) -> Moments:
+    found = Moments(1, rows.shape[1], errors.shape[1], rows.device)
+    found.add(rows[None], errors[None])
+    return found
+
+
+def test_what_the_inputs_can_replace_is_replaced_fully() -> None:
+    x, w = torch.cat(data(50, 6)), torch.cat(data(6, 3, count=1))
+    ridge = best_ridge(moments(x[:150], x[:150] @ w), moments(x[150:], x[150:] @ w), True)
+    assert ridge == min(RIDGES)
+
+
+def test_noise_takes_a_large_ridge_or_none() -> None:
+    x, noise = torch.cat(data(10, 30)), 100 * torch.cat(data(10, 4)).flip(0)
+    ridge = best_ridge(moments(x[:32], noise[:32]), moments(x[32:], noise[32:]), True)
+    assert ridge is None or ridge == max(RIDGES)
+
+
+def test_moments_of_two_parts_are_those_of_the_whole() -> None:
+    x, e = torch.cat(data(10, 6)), torch.cat(data(10, 2))
+    whole, parts = moments(x, e), moments(x[:13], e[:13]) + moments(x[13:], e[13:])
+    assert parts.count == whole.count
+    for name in ("x", "e", "ee", "xx", "xe"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name))
+
+
+def test_repair_of_a_redundant_layer_is_exact() -> None:
+    """Every cut channel is a copy of one that stays."""
+    model = seeded(lambda: Chain(nn.Linear(6, 16), nn.Linear(16, 5)))
+    with torch.no_grad():
+        model.first.weight[8:], model.first.bias[8:] = model.first.weight[:8], model.first.bias[:8]
+        model.first.weight[8:] *= 0.5
+        model.first.bias[8:] *= 0.5
+        model.second.weight[:, 8:] *= 0.1  # by magnitude they go first
+    batches = data(50, 6)
+    raw, result = repaired(model, batches, ridge=None)
+    assert not torch.allclose(raw.model(batches[0]), model(batches[0]), atol=1e-2)
+    torch.testing.assert_close(result.model(batches[0]), model(batches[0]), rtol=1e-6, atol=1e-7)
+
+
+def test_without_weights_only_biases_move() -> None:
+    model = seeded(lambda: Chain(nn.Linear(6, 16), nn.Linear(16, 5)))
+    raw, result = repaired(model, data(50, 6), weights=False)
+    assert torch.equal(raw.model.second.weight, result.model.second.weight)
+    assert not torch.equal(raw.model.second.bias, result.model.second.bias)
+    assert details(result)["layers"]["second.weight"]["kind"] == "bias"

@@ -8,13 +8,16 @@ Training data is an iterable of a tensor or dict (a dict's `labels` are its labe
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import PrunecError
+
+CALIBRATION_BATCHES = 64  # of training data, where it stands in for calibration data
 
 Device = torch.device | str | None
 
@@ -85,6 +88,18 @@ def split_batch(
         )
     args, kwargs = forward_arguments(batch, device)
     return args, kwargs, to_device(labels, device)
+
+
+def unlabelled(batches: Iterable[Any] | None, limit: int = CALIBRATION_BATCHES) -> list[Any]:
+    """The first training batches without their labels, as calibration data; none of an iterator,
+    which can be read once only."""
+    if batches is None or isinstance(batches, Iterator):
+        return []
+    found: list[Any] = []
+    for batch in itertools.islice(batches, limit):
+        args, kwargs, _ = split_batch(batch)
+        found.append(args if args else kwargs)
+    return found
 
 
 def named_arguments(

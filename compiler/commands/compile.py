@@ -11,6 +11,7 @@ from rich.console import Console
 from torch import nn
 
 from ..artifact.save import refuse_foreign
+from ..capture.batches import unlabelled
 from ..capture.capture import capture
 from ..driver import compile
 from ..errors import PlanError, SourceError
@@ -20,8 +21,6 @@ from ..sources.data import load_data
 from ..sources.model import Source, import_factory
 from ..target import Target
 from .open_model import open_model
-
-CALIBRATION_BATCHES = 64  # of DATA, for repair without labels; recovery reads all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +72,7 @@ def compile_command(options: CompileOptions, console: Console) -> None:
         target=target,
         outputs=options.outputs,
         untie_tables=options.untie_tables,
-        calibration=_unlabelled(data),
+        calibration=unlabelled(data),
         train=train,
         evaluate=_evaluate(options.evaluate),
         floor=options.floor,
@@ -106,19 +105,6 @@ def _data(options: CompileOptions, source: Source) -> list[Any] | None:
     return load_data(
         options.data, source, batch_size=options.batch_size, max_samples=options.max_samples
     )
-
-
-def _unlabelled(data: list[Any] | None) -> list[Any] | None:
-    """The first batches without labels, for repair and the proof."""
-    from ..capture.batches import split_batch
-
-    if data is None:
-        return None
-    found: list[Any] = []
-    for batch in data[:CALIBRATION_BATCHES]:
-        args, kwargs, _ = split_batch(batch)
-        found.append(args if args else kwargs)
-    return found
 
 
 def _evaluate(spec: str | None) -> Callable[[nn.Module], Any] | None:
@@ -156,12 +142,13 @@ def _dry_run(options: CompileOptions, source: Source, target: Target, console: C
         untie_tables=options.untie_tables,
     )
     entries = read_recipe(options.recipe)
-    supplies = {"target": target, "train": None, "calibration": None, "device": None}
+    calibration = unlabelled(_data(options, source)) or None
+    supplies = {"target": target, "train": None, "calibration": calibration, "device": None}
     passes, _ = build_pipeline(entries, supplies, _pass_options(options))
     planning = [step for step in passes if not {"dense"} & {*step.provides, *step.needs}]
     result = PassManager(
         planning, lambda step, outcome, seconds: _progress(console, step, outcome, seconds)
-    ).run(graph)
+    ).run(graph, calibration)
     result.report.print(console)
     for row in result.report.dimensions:
         if row.state == "pruned":

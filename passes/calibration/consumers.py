@@ -21,7 +21,7 @@ _MATRIX = {
     "aten::mm": ("x", "mat2", None),
     "aten::matmul": ("x", "other", None),
 }
-_CONVOLUTION = {f"aten::conv{rank}d": ("x", "weight", "bias") for rank in (1, 2)}
+_CONVOLUTION = {f"aten::conv{rank}d": ("x", "weight", "bias") for rank in (1, 2, 3)}
 _ARGUMENTS = {**_LINEAR, **_MATRIX, **_CONVOLUTION}
 
 

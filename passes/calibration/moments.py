@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -41,6 +43,15 @@ class Moments:
         if self.xx is not None and self.xe is not None:
             self.xx += x.mT @ x
             self.xe += x.mT @ e
+
+    def __add__(self, other: Moments) -> Moments:
+        """The moments of both sets of rows."""
+        total = copy.copy(self)
+        total.count = self.count + other.count
+        for name in ("x", "e", "ee", "xx", "xe"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            setattr(total, name, None if mine is None else mine + theirs)
+        return total
 
     @property
     def finite(self) -> bool:

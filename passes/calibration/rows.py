@@ -16,7 +16,7 @@ BLOCK = 1 << 24  # entries of one block of unfolded patches
 
 @dataclasses.dataclass(frozen=True)
 class Patches:
-    """How a convolution reads its input: [N, C, ...] in patches, over one or two spatial axes."""
+    """How a convolution reads its input: [N, C, ...] in patches."""
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
@@ -45,19 +45,16 @@ class Patches:
         x = F.pad(x, self._margins())
         step = max(1, BLOCK // max(1, y[0, 0].numel() * x.shape[1] * math.prod(self.kernel)))
         for part, out in zip(x.split(step), y.split(step), strict=True):
-            lead = [1] * (2 - rank)  # unfold wants two spatial axes
-            if part.dtype in (
-                torch.float16,
-                torch.bfloat16,
-            ):  # which unfold does not take everywhere
-                part = part.float()
-            flat = F.unfold(
-                part.reshape(*part.shape[:2], *lead, *part.shape[2:]),
-                kernel_size=(*lead, *self.kernel),
-                stride=(*lead, *self.stride),
-                dilation=(*lead, *self.dilation),
-            )
-            yield self._grouped(flat), self._grouped(out.flatten(2))
+            yield self._grouped(self._unfold(part)), self._grouped(out.flatten(2))
+
+    def _unfold(self, x: Tensor) -> Tensor:
+        """[N, C, ...] as [N, C * taps, positions]: what the weight [O, C, taps] multiplies."""
+        rank = len(self.kernel)
+        for axis in range(rank):
+            span = self.dilation[axis] * (self.kernel[axis] - 1) + 1
+            x = x.unfold(2 + axis, span, self.stride[axis])[..., :: self.dilation[axis]]
+        places, taps = range(2, 2 + rank), range(2 + rank, 2 + 2 * rank)
+        return x.permute(0, 1, *taps, *places).flatten(2 + rank).flatten(1, 1 + rank)
 
     def _grouped(self, values: Tensor) -> Tensor:
         """[N, G*C, L] as [G, N*L, C]."""

@@ -17,7 +17,7 @@ from ..calibration.uses import tensor_uses
 if TYPE_CHECKING:
     from ...compiler.compilation import Compilation
 
-_HOLDERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
+_HOLDERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclasses.dataclass(frozen=True)

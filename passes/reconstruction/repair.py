@@ -14,7 +14,7 @@ from ..calibration.moments import Moments, wide
 from ..calibration.outputs import output_error
 from ..calibration.progress import shown
 from .bias import BiasPlace, add_bias, find_place
-from .least_squares import best_shift, solve
+from .least_squares import best_ridge, best_shift, solve
 from .targets import Comparison
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class Outcome:
     rows: int = 0
     before: float = 0.0
     after: float = 0.0
+    ridge: float | None = 0.0
     note: str = ""
 
     @property
@@ -100,18 +101,33 @@ class Repair:
             return Outcome("exact", rows)
         inner, outer = columns(self.tensors[consumer.weight], consumer)
         limit = max(self.options.rows, self.options.rows_per_input * inner)
-        fits = consumer.groups * inner * (inner + outer) * 8 <= self.options.memory
-        moments = self.comparison.moments(
+        fits = 2 * 8 * consumer.groups * inner * (inner + outer) <= self.options.memory
+        fits = fits and self.options.weights
+        fit, held_out = self.comparison.moments(
             consumer, constant, limit / max(1, rows), self.generator, second=fits
         )
+        moments = fit + held_out
         if not moments.finite:
             return Outcome("kept", moments.count, note="its rows hold values that are not finite")
-        few = moments.count < inner
-        if few or not fits:
-            why = f"{moments.count} rows for {inner} inputs" if few else "its moments exceed memory"
-            note = f"{why}; {note}" if note else why
-        change = None if few or not fits else solve(moments, self.options.ridge, bias is not None)
-        return self._apply(consumer, bias, moments, change, note)
+        ridge, why = self._ridge(fit, held_out, bias is not None)
+        change = None if ridge is None else solve(moments, ridge, bias is not None)
+        outcome = self._apply(consumer, bias, moments, change, "; ".join(filter(None, (why, note))))
+        return dataclasses.replace(outcome, ridge=ridge if change is not None else 0.0)
+
+    def _ridge(self, fit: Moments, held_out: Moments, bias: bool) -> tuple[float | None, str]:
+        """The ridge to solve with, or None and why the weights stay."""
+        count = fit.count + held_out.count
+        inner = fit.x.shape[-1]
+        if not self.options.weights:
+            return None, ""
+        if fit.xx is None:
+            return None, "its moments exceed memory"
+        if count < inner:
+            return None, f"{count} rows for {inner} inputs"
+        if self.options.ridge is not None:
+            return self.options.ridge, ""
+        found = best_ridge(fit, held_out, bias)
+        return found, "" if found is not None else "on rows kept apart a bias alone does better"
 
     def _apply(
         self,
@@ -148,9 +164,9 @@ class Repair:
                         add_bias(self.state, consumer, bias.tensor)
                         self.biases_added.append(bias.tensor)
                     self._set(bias.tensor, new_bias)
-                return Outcome(kind, moments.count, before, max(0.0, after), note)
+                return Outcome(kind, moments.count, before, max(0.0, after), note=note)
         note = f"no change lowers its error; {note}" if note else "no change lowers its error"
-        return Outcome("kept", moments.count, before, before, note)
+        return Outcome("kept", moments.count, before, before, note=note)
 
     def _vector(self, bias: BiasPlace, weight: Tensor, moments: Moments) -> Tensor:
         """The tensor that holds the bias; zeros where it is yet to be made."""

@@ -22,6 +22,7 @@ from .sums import find_sum
 if TYPE_CHECKING:
     from ...compiler.compilation import Compilation
 
+HELD_OUT = 4  # one part of so many is kept apart, to choose the ridge
 SAME = 1e-10  # of the energy of the target: the rounding of float32, squared, and some more
 
 
@@ -77,13 +78,14 @@ class Comparison:
         share: float,
         generator: torch.Generator,
         second: bool,
-    ) -> Moments:
+    ) -> tuple[Moments, Moments]:
         """The moments of a consumer over all its nodes, on a random `share` of the rows; padding is
-        left out. `second`: as `Moments` takes it."""
+        left out. The second ones are of every `HELD_OUT`th batch, or row where batches are fewer.
+        `second`: as `Moments` takes it."""
         weight = self.dense.tensors[consumer.weight]
         inner, outer = columns(weight, consumer)
         device = wide(weight.detach()[:0]).device
-        moments = Moments(consumer.groups, inner, outer, device, second)
+        both = [Moments(consumer.groups, inner, outer, device, second) for _ in range(2)]
         for node in consumer.nodes:
             for batch, x, error, _ in self._errors(consumer, node, constant):
                 tokens = self.masks.rows(node, batch, consumer.row_shape(error))
@@ -93,9 +95,15 @@ class Comparison:
                     if tokens is not None:
                         own = tokens[start:stop].to(errors.device)
                         inputs, errors = inputs[:, own], errors[:, own]
-                    moments.add(*sample(inputs, errors, share, generator))
+                    inputs, errors = sample(inputs, errors, share, generator)
+                    if len(self.batches) >= HELD_OUT:
+                        both[batch % HELD_OUT == HELD_OUT - 1].add(inputs, errors)
+                    else:
+                        apart = torch.arange(inputs.shape[1]) % HELD_OUT == HELD_OUT - 1
+                        for i, own in enumerate((~apart, apart)):
+                            both[i].add(inputs[:, own], errors[:, own])
                     start = stop
-        return moments
+        return both[0], both[1]
 
     def _errors(
         self, consumer: Consumer, node: fx.Node, constant: str | None
