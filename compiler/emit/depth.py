@@ -64,9 +64,7 @@ def _emptied(graph: Graph, lists: bool) -> Thinning:
         if listed and emptied and lists:
             members.setdefault(owner, []).append(int(name))
             taken.append(path)
-        elif not isinstance(module, nn.ModuleList) and (
-            left.isdisjoint(nodes) or (listed and emptied)
-        ):
+        elif not isinstance(module, nn.ModuleList) and left.isdisjoint(nodes):
             stubs[path] = "zero" if results.isdisjoint(nodes) else "input"
             taken.append(path)
     return Thinning(members, stubs)
