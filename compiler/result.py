@@ -233,6 +233,7 @@ def _after(state: Compilation) -> Cost:
         if name not in now
     ]
     changes += [(-1, t) for t in _taken_along(state)]
+    changes += [(1, t) for t in _left_behind(state)]
     return dataclasses.replace(
         after,
         params=after.params + sum(k * t.numel() for k, t in changes if isinstance(t, nn.Parameter)),
@@ -251,6 +252,17 @@ def _taken_along(state: Compilation) -> list[Tensor]:
         part = source.get_submodule(path)
         found.update({id(t): t for t in (*part.parameters(), *part.buffers())})
     return [t for key, t in found.items() if key not in read]
+
+
+def _left_behind(state: Compilation) -> list[Tensor]:
+    """Tensors of dropped branches that the user's class still has: no module of their own held
+    them."""
+    module = state.dense.module if state.dense is not None else None
+    if module is None or not state.plan.dropped:
+        return []
+    gone = state.graph.whole.program.tensors.keys() - state.graph.program.tensors.keys()
+    own = (*module.named_parameters(), *module.named_buffers())
+    return [t for name, t in own if state.plan.thinning.original(name) in gone]
 
 
 def _gone(graph: Graph) -> Iterator[DimensionReport]:

@@ -64,7 +64,8 @@ class AllocateWidths(Pass):
             share = self.target.value
         else:
             share, widths = self._search(state, exact, everything)
-        if all(widths.get(d.name, d.size) == d.size for d in everything):
+        changed = any(widths.get(d.name, d.size) < d.size for d in everything)
+        if not changed and not state.plan.dropped:  # branches may meet a target by themselves
             raise PlanError(
                 f"target {self.target} changes nothing: every width rounds to what it was; ask for "
                 "more, or lower round_to."

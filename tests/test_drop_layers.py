@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from nets_of_depth import PICTURES, ROWS, Inline, Nested, Residual, Stack, made
+from nets_of_depth import PICTURES, ROWS, Inline, Mlp, Nested, Residual, Stack, made
 from tiny_models import parameters
 from torch import Tensor, nn
 
@@ -372,6 +372,27 @@ def test_a_module_that_held_the_sum_passes_its_input_on() -> None:
     assert len(result.model) == 3
     assert parameters(result.model) == parameters(model) - 8
     assert torch.equal(outputs(result.model, ROWS), outputs(model, ROWS))
+
+
+class Scaled(nn.Module):
+    """A branch whose scale no module of its own holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mlp, self.head = nn.Linear(8, 8), Mlp(), nn.Linear(8, 5)
+        self.scale = nn.Parameter(torch.rand(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(x + self.scale * self.mlp(x))
+
+
+def test_what_the_class_keeps_of_a_branch_is_counted() -> None:
+    result = dropped(made(Scaled), (ROWS,), unit="branch", count=1)
+    assert type(result.model) is Scaled
+    assert parameters(result.model) == result.report.after.params
+    assert result.graph_module is not None
+    assert parameters(result.graph_module) == result.report.after.params - 8
 
 
 def test_dimensions_of_a_dropped_branch_are_gone() -> None:

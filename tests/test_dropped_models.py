@@ -12,6 +12,7 @@ from tiny_models import IDS, parameters
 
 from prunec import compiler, passes
 from prunec.compiler import PassManager, Plan, Result, capture
+from prunec.compiler.artifact.check import prove_artifact
 from prunec.passes import DropLayers, SparseToDense
 
 DATA = [torch.randint(0, 99, (4, 7), generator=torch.Generator().manual_seed(i)) for i in range(3)]
@@ -128,6 +129,22 @@ def test_per_layer_lists_of_the_configuration_follow() -> None:
     assert type(result.model) is build
     assert len(result.model.config.layer_types) == 2  # type: ignore[union-attr, arg-type]
     assert len(model.config.layer_types) == 3
+
+
+def test_an_artifact_is_proved_against_the_original(tmp_path: pathlib.Path) -> None:
+    model, result = shrunk("bert", count=1, unit="any", replace="mean")
+    place = result.save(tmp_path / "small")
+    checks = {c.name: c for c in prove_artifact(place, model, (), {"input_ids": IDS})}
+    assert all(c.passed for c in checks.values())
+    assert checks["dropped branches"].error is not None
+    assert checks["stored weights == cut weights"].error == 0
+
+
+def test_a_target_counts_from_the_whole_model() -> None:
+    target = compiler.Target(params=0.5)
+    steps = [passes.MagnitudeScore(), passes.AllocateWidths(target), passes.PruneHeads()]
+    _, result = shrunk("bert", *steps, passes.PruneChannels(), count=1, replace="nothing")
+    assert 0.4 < result.report.after.params / result.report.before.params <= 0.5
 
 
 def test_all_but_one_layer() -> None:

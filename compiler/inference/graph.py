@@ -62,11 +62,13 @@ class Graph:
         self.program = program
         self.inference: Inference = infer(program)
         self.sides = [SideBranch(side, infer_side(side, self.inference)) for side in sides]
+        whole = program if self.whole is self else self.whole.program
+        gone = whole.tensors.keys() - program.tensors.keys()  # sides may run what was dropped
         self.beside = {
             name: tensor
             for side in reversed(sides)
             for name, tensor in side.tensors.items()
-            if name in self.inference.beside
+            if name in self.inference.beside and name not in gone
         }
         self.aliases = {n: known for p in (*sides, program) for n, known in p.aliases.items()}
         self.dimensions: dict[str, Dimension] = find_dimensions(program, self.inference)
@@ -93,7 +95,8 @@ class Graph:
     @property
     def axes(self) -> dict[str, Terms]:
         """The terms of every tensor that a plan may cut, by name."""
-        return {**self.inference.tensors, **self.inference.beside}
+        beside = {n: t for n, t in self.inference.beside.items() if n in self.beside}
+        return {**self.inference.tensors, **beside}
 
     @property
     def source(self) -> nn.Module:
