@@ -82,29 +82,38 @@ def batches(
 
 
 @torch.no_grad()
-def embed(model: nn.Module, texts: Sequence[str], tokenizer: Any) -> Tensor:
+def embed(
+    model: nn.Module, texts: Sequence[str], tokenizer: Any, max_length: int = MAX_LENGTH
+) -> Tensor:
     """One row of unit length for each text, in their order: float (texts, width)."""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # less padding
     sorted_texts = [texts[i] for i in order]
-    rows = torch.cat([model(**batch) for batch in batches(sorted_texts, tokenizer)])
+    made = batches(sorted_texts, tokenizer, max_length=max_length)
+    rows = torch.cat([model(**batch) for batch in made])
     return rows[torch.tensor(order).argsort()]
 
 
 def fidelity(
     original: nn.Module, compressed: nn.Module, texts: Sequence[str], tokenizer: Any = None
 ) -> dict[str, float]:
-    """How far the compressed embedder says the same as the original on these texts; 1 is all.
+    """`agreement` of the two models' embeddings of these texts."""
+    tokenizer = tokenizer or load_tokenizer()
+    before, after = (embed(m, texts, tokenizer) for m in (original, compressed))
+    return agreement(before, after)
+
+
+def agreement(before: Tensor, after: Tensor) -> dict[str, float]:
+    """How far two embeddings, rows of unit length for the same texts, say the same; 1 is all.
 
     `mean_cosine`: between the two embeddings of a text; NaN where their widths differ.
     `spearman`: rank correlation of the cosines of all pairs of texts.
-    `neighbour_overlap_10`: share of a text's ten nearest that both name. Needs 12 texts or more.
+    `neighbour_overlap_10`: share of a text's ten nearest that both name. Needs 12 texts or more:
+    ValueError.
     """
-    if len(texts) < NEIGHBOURS + 2:
-        raise ValueError(f"{len(texts)} texts are too few to have ten neighbours: give more")
-    tokenizer = tokenizer or load_tokenizer()
-    before, after = (embed(m, texts, tokenizer) for m in (original, compressed))
+    if len(before) < NEIGHBOURS + 2:
+        raise ValueError(f"{len(before)} texts are too few to have ten neighbours: give more")
     same_width = before.shape == after.shape
-    pairs = torch.triu_indices(len(texts), len(texts), offset=1)
+    pairs = torch.triu_indices(len(before), len(before), offset=1)
     cosines = [(e @ e.T) for e in (before, after)]
     ranks = [c[pairs[0], pairs[1]].argsort().argsort().double() for c in cosines]
     nearest = [c.fill_diagonal_(-2).topk(NEIGHBOURS).indices for c in cosines]

@@ -9,7 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("digits_compile", "llama_small", "full_size", "cost", "minilm_compile")
+NAMES = (
+    "digits_compile",
+    "llama_small",
+    "full_size",
+    "cost",
+    "planted",
+    "repair",
+    "minilm_compile",
+)
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -27,18 +27,21 @@ if TYPE_CHECKING:
 class Compilation:
     """What passes read and extend.
 
-    `graph` is the model as captured (`graph.whole`) without the branches dropped so far; neither
-    changes. `plan` says what goes; `branches` what became of those that could be dropped. `scores`
-    give each dimension's entries their importance (float tensor of the dimension's size); `errors`
-    each dimension's relative squared error at its consumers by width (float64 [size + 1], entry w
-    with w entries kept, 0 at the full width, never rising with w; None or without the dimension
-    where no score knows it); `widths` how many entries of a dimension stay. `dense` is there once
-    SparseToDense has run. `calibration` is what `compile` was given: unlabelled batches, flat
-    inputs of the program.
+    `graph` is the model as captured (`graph.whole`) without the branches dropped so far; passes
+    write to the tensors of neither. `plan` says what goes; `branches` what became of those that
+    could be dropped. `scores` give each dimension's entries their importance (float tensor of the
+    dimension's size); `errors` each dimension's relative squared error at its consumers by width
+    (float64 [size + 1], entry w with w entries kept, 0 at the full width, never rising with w; None
+    or without the dimension where no score knows it); `widths` how many entries of a dimension
+    stay. `dense` is there once SparseToDense has run. `calibration` is what `compile` was given:
+    unlabelled batches, flat inputs of the program. `masks`: weights of which single entries were
+    set to zero (bool, True where they stay), by name in the program as it stands; training keeps
+    them zero. `teacher`: the user's model, as it was handed in.
     """
 
     def __init__(self, graph: Graph, calibration: list[list[Any]] | None = None) -> None:
         self.graph = graph
+        self.teacher = graph.source
         name = type(graph.source).__qualname__
         self.plan = Plan(
             model=name, outputs=graph.outputs, untie_tables=graph.untie_tables, graph=graph
@@ -47,6 +50,7 @@ class Compilation:
         self.errors: dict[str, Tensor] | None = None
         self.widths: dict[str, int] | None = None
         self.dense: Dense | None = None
+        self.masks: dict[str, Tensor] = {}
         self.dead = DeadEntries()
         self.calibration = calibration or []
         self.checks: list[Check] = []
@@ -82,9 +86,37 @@ def masked_model(graph: Graph, plan: Plan) -> nn.Module:
         }
         program = dataclasses.replace(graph.program, tensors=masked)
         return emit_graph_module(program, leaf_specs(graph.source, program))
+    return _copy_with(
+        graph,
+        {
+            name: zero_tensor(tensor, graph.inference.tensors[name], kept)
+            for name, tensor in graph.program.tensors.items()
+        },
+    )
+
+
+def with_weights(graph: Graph, tensors: Mapping[str, Tensor]) -> Graph:
+    """The graph over a copy of the model in which some tensors, by name, have other values."""
+    source = _copy_with(graph, {**graph.program.tensors, **tensors})
+    named = {
+        **dict(source.named_parameters(remove_duplicate=False)),
+        **dict(source.named_buffers(remove_duplicate=False)),
+    }
+
+    def over(old: Graph) -> Graph:
+        held = {name: named.get(name, tensor) for name, tensor in old.program.tensors.items()}
+        return old.over(dataclasses.replace(old.program, tensors=held, source=source))
+
+    other = over(graph)
+    if graph.whole is not graph:
+        other.whole = over(graph.whole)
+    return other
+
+
+def _copy_with(graph: Graph, tensors: Mapping[str, Tensor]) -> nn.Module:
     memo: dict[int, Any] = dict(computed(graph.source))
     for name, tensor in graph.program.tensors.items():
-        memo[id(tensor)] = _masked(tensor, zero_tensor(tensor, graph.inference.tensors[name], kept))
+        memo[id(tensor)] = _masked(tensor, tensors[name].detach())
     return copy.deepcopy(graph.source, memo)
 
 

@@ -13,6 +13,7 @@ from .recalibrate_batch_norm import RecalibrateBatchNorm
 from .reconstruct import Reconstruct
 from .second_order_score import SecondOrderScore
 from .sparse_to_dense import SparseToDense
+from .sparsify_weights import SparsifyWeights
 from .taylor_score import TaylorScore
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "Reconstruct",
     "SecondOrderScore",
     "SparseToDense",
+    "SparsifyWeights",
     "TaylorScore",
 ]

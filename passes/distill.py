@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
-from ..compiler.capture.batches import Device, named_arguments, split_batch, to_device
+from ..compiler.capture.batches import Device
 from ..compiler.passmanager import Pass, PassResult
-from .distillation.borrowed import (
-    LastGood,
-    device_of,
-    in_mode,
-    on_device,
-    refuse_shared,
-    seeded,
-    teacher_on,
-)
+from .distillation.borrowed import in_mode, on_device, refuse_shared, seeded, teacher_on
+from .distillation.features import Features, matched_paths
 from .distillation.losses import DistillError, EmbeddingLoss
 from .distillation.objective import Kind, Objective
 from .distillation.outputs import Which
-from .distillation.steps import batches, refuse_unbatched, total_steps, warmup_cosine
+from .distillation.steps import refuse_unbatched
+from .distillation.teacher import Teacher
+from .distillation.training import Training
 
 if TYPE_CHECKING:
     from ..compiler.compilation import Compilation
 
+Precision = Literal["no", "bf16", "fp16"]
+Schedule = Literal["cosine", "linear"]
 CURVE_POINTS = 100
 """At most this many points of the loss curve are reported."""
 
@@ -66,6 +63,24 @@ class Distill(Pass):
         device: where to train, by default where the smaller model is; it is moved back afterwards.
         output: which output to match, by key, index or dotted path, or several; by default logits,
             else an embedding, else the first float tensor.
+        features: the weight of the values inside: layers that read what was cut, and the norms
+            behind them, are to return what they do in the original (normalised squared error). It
+            falls linearly to 0 at the share `features_until` of the steps. 0: outputs only.
+        metric: a callable on the model, higher is better: measured before the run, every
+            `evaluate_every` steps (by default ten times in all) and at the end; the best weights
+            are kept. With `patience`, the run stops after so many measurements without a better
+            one.
+        ema: the decay of an average of the weights, which is measured and kept instead of them.
+        accumulate: batches for one optimizer step.
+        precision: "no", "bf16" or "fp16" (autocast); the weights keep their dtype.
+        schedule: "cosine" or "linear" decay.
+        checkpoint: a directory in which the state is saved every `checkpoint_every` steps and at
+            the end; a run that was killed goes on from there to the same result.
+        teacher_cache: a directory in which the teacher's answers are kept, by the content of the
+            batch, for later epochs and runs.
+
+    Under `torchrun` or `accelerate launch` each process compiles alike, and the batches are shared
+    out: N processes make steps of N batches.
 
     Raises:
         DistillError: options out of range; a loader that is empty, or ends early; a model without
@@ -89,6 +104,18 @@ class Distill(Pass):
     progress: bool = True
     device: Device = None
     output: Which = None
+    features: float = 1.0
+    features_until: float = 0.5
+    metric: Callable[[nn.Module], float] | None = None
+    evaluate_every: int | None = None
+    patience: int | None = None
+    ema: float | None = None
+    accumulate: int = 1
+    precision: Precision = "no"
+    schedule: Schedule = "cosine"
+    checkpoint: str | os.PathLike[str] | None = None
+    checkpoint_every: int = 100
+    teacher_cache: str | os.PathLike[str] | None = None
 
     name: ClassVar[str] = "distill"
     provides: ClassVar[tuple[str, ...]] = ("recovered",)
@@ -104,6 +131,18 @@ class Distill(Pass):
             "weight_decay": ("at least 0", self.weight_decay >= 0),
             "warmup": ("at least 0 and below 1", 0 <= self.warmup < 1),
             "clip": ("above 0, or None", self.clip is None or self.clip > 0),
+            "features": ("at least 0", self.features >= 0),
+            "features_until": ("above 0 and at most 1", 0 < self.features_until <= 1),
+            "evaluate_every": (
+                "at least 1, or None",
+                self.evaluate_every is None or self.evaluate_every >= 1,
+            ),
+            "patience": ("at least 1, or None", self.patience is None or self.patience >= 1),
+            "ema": ("between 0 and 1, or None", self.ema is None or 0 < self.ema < 1),
+            "accumulate": ("at least 1", self.accumulate >= 1),
+            "checkpoint_every": ("at least 1", self.checkpoint_every >= 1),
+            "precision": (" or ".join(get_args(Precision)), self.precision in get_args(Precision)),
+            "schedule": (" or ".join(get_args(Schedule)), self.schedule in get_args(Schedule)),
             "objective": (" or ".join(get_args(Kind)), self.objective in get_args(Kind)),
             "embedding_loss": (
                 " or ".join(get_args(EmbeddingLoss)),
@@ -113,83 +152,68 @@ class Distill(Pass):
         for option, (allowed, holds) in accepted.items():
             if not holds:
                 raise DistillError(f"{option}={getattr(self, option)!r} must be {allowed}.")
+        if self.patience is not None and self.metric is None:
+            raise DistillError("patience needs a metric to watch: give metric=, or leave it out.")
         refuse_unbatched(self.train_loader)
 
     def run(self, state: Compilation) -> PassResult:
-        teacher, student = state.graph.source, state.model
         started = time.perf_counter()
+        original, student = state.teacher, state.model
+        refuse_shared(student, original)
+        asked = teacher_on(original, self.device)
+        paths = matched_paths(state) if self.features else []
+        inside, outside = Features(paths), Features(paths)
+        teacher = Teacher(asked, outside, self.teacher_cache)
         objective = Objective(
             self.objective, self.temperature, self.alpha, self.embedding_loss, self.output
         )
-        total = total_steps(self.train_loader, self.epochs, self.steps)
-        losses = self._train(student, teacher, objective, total)
-        window = max(1, total // 10)
-        before, after = _mean(losses[:window]), _mean(losses[-window:])
-        stride = math.ceil(total / CURVE_POINTS)
-        return PassResult(
-            changed=True,
-            summary=f"{objective.kind} loss {before:.4g} -> {after:.4g} in {total} steps",
-            details={
-                "objective": objective.kind,
-                "outputs": list(objective.outputs),
-                "labels": objective.labels,
-                "steps": total,
-                "loss_before": before,
-                "loss_after": after,
-                "loss_curve": [[i, losses[i]] for i in range(0, total, stride)],
-                "seconds": time.perf_counter() - started,
-            },
-        )
-
-    def _train(
-        self, student: nn.Module, original: nn.Module, objective: Objective, total: int
-    ) -> list[float]:
-        """The loss of each step; the student is trained in place."""
-        refuse_shared(student, original)
-        teacher = teacher_on(original, self.device)
-        asked = device_of(teacher)
-        losses: list[float] = []
+        masks = []
+        if state.masks and state.dense is not None:
+            tensors = state.dense.program.tensors
+            masks = [(tensors[name].detach(), mask) for name, mask in state.masks.items()]
+        training = Training(self, student, teacher, objective, inside, masks)
         with (
             on_device(student, self.device) as device,
             in_mode(student, training=True),
-            in_mode(teacher, training=False),
+            in_mode(asked, training=False),
+            inside.attached(student),
+            outside.attached(asked),
             seeded(self.seed),
             torch.enable_grad(),
-            self._bar(total) as advance,
+            self._bar() as advance,
         ):
-            optimizer = self._optimizer(student)
-            weights = [p for group in optimizer.param_groups for p in group["params"]]
-            schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, total, self.warmup))
-            good = LastGood(student)
-            optimizer.zero_grad()
-            try:
-                for batch in batches(self.train_loader, total):
-                    args, kwargs, labels = split_batch(batch, device)
-                    with torch.no_grad():
-                        answer = teacher(*to_device(args, asked), **to_device(kwargs, asked))
-                    arguments = named_arguments(original, args, kwargs)
-                    loss = objective(student(*args, **kwargs), answer, labels, arguments)
-                    if not loss.requires_grad:
-                        raise DistillError(
-                            f"No trainable parameter reaches the output"
-                            f" {', '.join(objective.outputs)}: unfreeze some, or name another"
-                            " output with output=."
-                        )
-                    loss.backward()
-                    norm = nn.utils.clip_grad_norm_(weights, self.clip or math.inf)
-                    if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
-                        raise _diverged(good, len(losses))
-                    good.keep()
-                    optimizer.step()
-                    schedule.step()
-                    optimizer.zero_grad()
-                    losses.append(loss.item())
-                    advance(losses[-1])
-                if not good.is_finite():
-                    raise _diverged(good, len(losses))
-            finally:
-                optimizer.zero_grad()
-        return losses
+            training.run(device, self._optimizer(student), advance)
+        return self._result(training, paths, time.perf_counter() - started)
+
+    def _result(self, training: Training, paths: list[str], seconds: float) -> PassResult:
+        losses, objective, watch = training.progress.losses, training.objective, training.watch
+        total = len(losses)
+        window = max(1, total // 10)
+        before, after = _mean(losses[:window]), _mean(losses[-window:])
+        stride = math.ceil(total / CURVE_POINTS)
+        summary = f"{objective.kind} loss {before:.4g} -> {after:.4g} in {total} steps"
+        details: dict[str, Any] = {
+            "objective": objective.kind,
+            "outputs": list(objective.outputs),
+            "features": paths,
+            "labels": objective.labels,
+            "steps": total,
+            "loss_before": before,
+            "loss_after": after,
+            "loss_curve": [[i, losses[i]] for i in range(0, total, stride)],
+            "seconds": seconds,
+        }
+        if watch.values:
+            details["metric"] = [list(point) for point in watch.values]
+            summary += f"; metric {watch.values[0][1]:.4g} -> {watch.best:.4g}"
+            if watch.best_step < total:
+                summary += f" at step {watch.best_step}, which was kept"
+        if training.progress.stopped:
+            summary += f"; stopped early, {training.total} were planned"
+        if training.progress.resumed_at:
+            details["resumed at"] = training.progress.resumed_at
+            summary += f"; resumed at step {training.progress.resumed_at}"
+        return PassResult(True, summary, details)
 
     def _optimizer(self, student: nn.Module) -> torch.optim.AdamW:
         trainable = [p for p in student.parameters() if p.requires_grad]
@@ -213,7 +237,7 @@ class Distill(Pass):
         return torch.optim.AdamW([g for g in groups if g["params"]], lr=self.learning_rate)
 
     @contextmanager
-    def _bar(self, total: int) -> Iterator[Callable[[float], None]]:
+    def _bar(self) -> Iterator[Callable[[int, int, float], None]]:
         console = Console(stderr=True)
         with Progress(
             TextColumn("distill"),
@@ -224,16 +248,8 @@ class Distill(Pass):
             console=console,
             disable=not (self.progress and console.is_terminal),
         ) as bar:
-            task = bar.add_task("distill", total=total, loss=math.nan)
-            yield lambda loss: bar.update(task, advance=1, loss=loss)
-
-
-def _diverged(good: LastGood, step: int) -> DistillError:
-    good.restore()
-    return DistillError(
-        f"The loss or its gradient is not finite at step {step + 1} and the last good weights were"
-        " put back: lower learning_rate, or look for bad values in that batch."
-    )
+            task = bar.add_task("distill", total=None, loss=math.nan)
+            yield lambda step, total, loss: bar.update(task, completed=step, total=total, loss=loss)
 
 
 def _mean(values: list[float]) -> float:

@@ -73,6 +73,10 @@ class Reconstruct(Pass):
         return {k: v for k, v in super().options().items() if k != "calibration"}
 
     def run(self, state: Compilation) -> PassResult:
+        if state.masks:
+            raise PlanError(
+                "Reconstruct would fill the zeros of SparsifyWeights: put it before that pass."
+            )
         batches, left_out = calibration_batches(state, self.calibration, self.memory, self.name)
         with measuring():
             repair = Repair(state, batches, self)

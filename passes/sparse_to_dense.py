@@ -16,6 +16,7 @@ from ..compiler.report import BranchReport
 from ..compiler.rewrite.dead import DeadEntries, find_dead
 from ..compiler.rewrite.folds import folded_tensors
 from ..compiler.rewrite.rewrite import rewrite
+from ..compiler.rewrite.slicing import cut_tensor
 from ..compiler.rewrite.zero_branches import zero_branches
 from ..compiler.verify.prove import prove, verification_inputs
 from ..compiler.verify.structure import check_same, check_structure
@@ -46,7 +47,7 @@ class SparseToDense(Pass):
         dead = find_dead(graph, planned) if known else DeadEntries()
         names = {d.var: d.name for d in graph.prunable.values()}
         plan.dead = {names[var]: gone.tolist() for var, gone in dead.removed.items()}
-        if not plan.kept and not plan.dead and not plan.dropped:
+        if not (plan.kept or plan.dead or plan.dropped or state.masks):
             raise PlanError(
                 "SparseToDense has nothing to remove: no plan, and no entry that is already dead; "
                 "put PruneChannels, PruneHeads or DropLayers before it."
@@ -61,6 +62,11 @@ class SparseToDense(Pass):
         program = rewrite(graph, combined, dead.folds)
         check_same(program, proven, inputs[0])
         state.dead = dead
+        state.masks = {
+            name: cut_tensor(mask, graph.inference.tensors[name], combined)
+            for name, mask in state.masks.items()
+            if name in program.tensors
+        }
         state.dense, built = emit(graph, program, combined)
         state.notes += state.dense.notes
         plan.attributes, plan.scales = built.attributes, dict(built.scales)

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from prunec.passes.distill import Distill
 from prunec.passes.distillation.losses import DistillError, embedding_loss
-from prunec.passes.distillation.steps import warmup_cosine
+from prunec.passes.distillation.steps import learning_rate_factor
 
 torch.manual_seed(0)
 X = torch.randn(32, 6)
@@ -36,7 +36,7 @@ def mlp(width: int, dropout: float = 0.0, classes: int = 3, seed: int = 1) -> nn
 
 
 def distil(student: nn.Module, teacher: nn.Module, loader: Any = LOADER, **options: Any) -> Any:
-    state: Any = SimpleNamespace(graph=SimpleNamespace(source=teacher), model=student)
+    state: Any = SimpleNamespace(dense=None, masks={}, teacher=teacher, model=student)
     return Distill(loader, **{"learning_rate": 1e-2, **options}).run(state)
 
 
@@ -101,7 +101,9 @@ def test_every_step_has_its_rate_and_a_clipped_gradient(clip: float | None) -> N
         distil(mlp(8), mlp(16), epochs=5, warmup=0.2, clip=clip, temperature=50.0, alpha=1.0)
     finally:
         hook.remove()
-    assert rates == pytest.approx([1e-2 * warmup_cosine(step, 10, 0.2) for step in range(10)])
+    assert rates == pytest.approx(
+        [1e-2 * learning_rate_factor(step, 10, 0.2) for step in range(10)]
+    )
     assert all(norm < 1.01e-3 if clip else norm > 1e-2 for norm in norms)
 
 
@@ -267,7 +269,7 @@ def test_a_diverged_last_step_is_noticed() -> None:
         ([], {}, "empty: pass at least one batch"),
         (iter([]), {"steps": 2}, "empty"),
         (iter(LOADER), {"epochs": 2}, "read only once, so 2 epochs .* pass a list or a DataLoader"),
-        (iter(LOADER), {"steps": 5}, "ended after 2 of 5 steps .* pass a list or a DataLoader"),
+        (iter(LOADER), {"steps": 5}, "ended after 2 of 5 batches .* pass a list or a DataLoader"),
         (X, {}, "Tensor, which does not yield batches: pass a DataLoader"),
         (TensorDataset(X), {}, "TensorDataset, which does not yield batches"),
         (None, {}, "NoneType, which does not yield batches"),
@@ -327,11 +329,11 @@ def test_a_generator_is_enough_for_a_number_of_steps() -> None:
 
 
 def test_warm_up_and_cosine() -> None:
-    factors = [warmup_cosine(step, 10, 0.2) for step in range(10)]
+    factors = [learning_rate_factor(step, 10, 0.2) for step in range(10)]
     assert factors[:3] == [0.5, 1.0, 1.0]
     assert factors[6] == pytest.approx(0.5)
     assert 0 < factors[9] < 0.05
-    assert warmup_cosine(0, 1, 0.1) == 1
+    assert learning_rate_factor(0, 1, 0.1) == 1
 
 
 @pytest.mark.parametrize("progress", [True, False])

@@ -127,7 +127,7 @@ def test_inputs_that_never_move_go_first() -> None:
     rows[:, [0, 5]] = 7.0
     order, errors = eliminate([problem(rows, weights(8, 8, 5), torch.arange(8))], zeros(8), 1e-2, 1)
     assert set(order[:2]) == {0, 5}
-    assert errors[1] < 1e-12
+    assert errors[1] < 1e-9
 
 
 def test_the_order_is_close_to_the_best_choice() -> None:

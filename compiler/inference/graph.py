@@ -58,6 +58,13 @@ class Graph:
             self._infer(with_reads(program, self.inference), sides)
         self._select_where_shuffles_freeze(sides)
 
+    def over(self, program: Program) -> Graph:
+        """The same dimensions over a program that differs in its tensors' values only."""
+        other = object.__new__(type(self))
+        vars(other).update(vars(self), program=program)
+        other.whole = other if self.whole is self else self.whole
+        return other
+
     def _infer(self, program: Program, sides: Sequence[Program]) -> None:
         self.program = program
         self.inference: Inference = infer(program)

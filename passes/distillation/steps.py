@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
@@ -26,8 +28,10 @@ def refuse_unbatched(loader: Any) -> None:
         )
 
 
-def total_steps(loader: Iterable[Any], epochs: int, steps: int | None = None) -> int:
-    """The optimizer steps of a run, one per batch; `steps` overrides `epochs`.
+def total_steps(
+    loader: Iterable[Any], epochs: int, steps: int | None = None, accumulate: int = 1
+) -> int:
+    """The optimizer steps of a run, one for every `accumulate` batches; `steps` overrides `epochs`.
 
     The schedule needs the number beforehand, and so a loader with a length, or `steps`.
 
@@ -46,18 +50,22 @@ def total_steps(loader: Iterable[Any], epochs: int, steps: int | None = None) ->
         ) from None
     if length == 0:
         raise _empty()
-    return epochs * length
+    return max(1, epochs * length // accumulate)
 
 
-def batches(loader: Iterable[Any], total: int) -> Iterator[Any]:
+def batches(loader: Iterable[Any], total: int, seed: int = 0) -> Iterator[Any]:
     """`total` batches, from the beginning again whenever the loader ends.
+
+    torch's random numbers are seeded anew before each epoch, by which a run that was interrupted
+    gets the order of a shuffling loader again.
 
     Raises:
         DistillError: the loader is empty, or is a generator that ended before.
     """
     done = 0
-    while done < total:
+    for epoch in itertools.count():
         before = done
+        torch.manual_seed(seed + epoch)
         for batch in loader:
             yield batch
             done += 1
@@ -67,21 +75,22 @@ def batches(loader: Iterable[Any], total: int) -> Iterator[Any]:
             raise _empty()
         if done == before:
             raise DistillError(
-                f"train_loader ended after {done} of {total} steps and cannot be read again:"
+                f"train_loader ended after {done} of {total} batches and cannot be read again:"
                 " pass a list or a DataLoader, or fewer steps."
             )
 
 
-def warmup_cosine(step: int, total: int, warmup: float) -> float:
-    """The learning rate's factor at a step from 0: linear up to 1, then half a cosine towards 0.
+def learning_rate_factor(step: int, total: int, warmup: float, shape: str = "cosine") -> float:
+    """The learning rate's factor at a step from 0: linear up to 1, then down towards 0 in a line or
+    in half a cosine (Loshchilov and Hutter, "SGDR", 2017, equation 5, without restarts).
 
-    Loshchilov and Hutter, "SGDR" (2017), equation 5, without restarts; `warmup` is a share of the
-    steps.
+    `warmup` is a share of the steps.
     """
     rising = int(warmup * total)
     if step < rising:
         return (step + 1) / rising
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
+    along = (step - rising) / max(1, total - rising)
+    return max(0.0, 1 - along) if shape == "linear" else 0.5 * (1 + math.cos(math.pi * along))
 
 
 def _empty() -> DistillError:

@@ -15,6 +15,7 @@ from .elimination import Problem, eliminate
 from .input_moments import Measured
 from .readings import Reading
 
+CANCELLED = 1e-10  # of the energy of a layer's inputs one by one: float32's rounding, squared
 STEPS = 128  # of one dimension's elimination, at least, where it has as many entries
 
 
@@ -64,10 +65,12 @@ def _problems(program: Program, gram: Gram, readings: Sequence[Reading]) -> list
 
 
 def _scaled(program: Program, covariance: Tensor, reading: Reading) -> Tensor:
-    """The layer's weight [G, D, O], by which its outputs' variances sum to 1."""
+    """The layer's weight [G, D, O], by which its outputs' variances sum to 1; 0 where its inputs
+    cancel, and its output is no more than their rounding."""
     weight = reading.consumer.matrix(wide(program.tensors[reading.consumer.weight].detach()))
     energy = float((weight * (covariance @ weight)).sum())
-    return weight / energy**0.5 if energy > 0 else weight * 0
+    apart = float((covariance.diagonal(dim1=1, dim2=2)[..., None] * weight.square()).sum())
+    return weight / energy**0.5 if energy > CANCELLED * apart else weight * 0
 
 
 def contributions(program: Program, gram: Gram, readings: Sequence[Reading], size: int) -> Tensor:

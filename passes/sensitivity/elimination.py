@@ -16,7 +16,7 @@ from .readings import entry_columns
 
 SPARE = 2  # candidates of a step, times the entries it takes
 REDUNDANT = 1e-10  # relative squared error of what is removed before the ridge counts
-NO_RIDGE = 1e-12
+NO_RIDGE = 1e-10  # below, the inverse of what is singular loses its digits in double
 _SHRINK = 0.7  # of the columns alive: below, the others' rows are dropped
 
 

@@ -1,0 +1,295 @@
+"""The training run: accelerate's, around one loss of a student, a teacher and their features."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+
+from ...compiler.capture.batches import named_arguments, split_batch
+from .borrowed import LastGood
+from .checkpoints import Checkpoints
+from .features import Features, feature_loss
+from .losses import DistillError
+from .objective import Objective
+from .steps import batches, learning_rate_factor, total_steps
+from .teacher import Teacher
+from .validation import Watch
+
+if TYPE_CHECKING:
+    from ..distill import Distill
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run is: the loss of each optimizer step so far."""
+
+    losses: list[float] = dataclasses.field(default_factory=list)
+    resumed_at: int = 0
+    stopped: bool = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": self.losses, "stopped": self.stopped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.losses, self.stopped = list(state["losses"]), state["stopped"]
+        self.resumed_at = len(self.losses)
+
+
+class Average:
+    """The exponential moving average of the trained tensors; `decay` None keeps none."""
+
+    def __init__(self, decay: float | None, live: Sequence[Tensor]) -> None:
+        self.live = [tensor for tensor in live if tensor.is_floating_point()]
+        self.kept = [] if decay is None else [t.detach().clone() for t in self.live]
+        self._update = None if decay is None else get_ema_multi_avg_fn(decay)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        if self._update is not None:
+            self._update(self.kept, [t.detach() for t in self.live], 0)  # type: ignore[arg-type]
+
+    @contextmanager
+    def in_place(self, stay: bool = False) -> Iterator[None]:
+        """The average in the model's tensors inside, and afterwards too with `stay`."""
+        former = [t.detach().clone() for t in self.live] if self.kept else []
+        with torch.no_grad():
+            for live, kept in zip(self.live, self.kept, strict=False):
+                live.copy_(kept)
+        yield
+        with torch.no_grad():
+            for live, old in zip(self.live, [] if stay else former, strict=False):
+                live.copy_(old)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kept": self.kept}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.kept = list(state["kept"])
+
+
+@contextmanager
+def accelerator(options: Distill, device: torch.device) -> Iterator[Accelerator]:
+    """accelerate for this run; its global state is left as it was found."""
+    fresh = not AcceleratorState._shared_state
+    made = Accelerator(
+        cpu=device.type == "cpu",
+        device_placement=False,
+        mixed_precision=options.precision,
+        gradient_accumulation_steps=options.accumulate,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        step_scheduler_with_optimizer=False,
+    )
+    try:
+        yield made
+    finally:
+        if fresh:
+            AcceleratorState._reset_state(made.num_processes == 1)
+
+
+class Training:
+    """One run over `total` optimizer steps; the student is trained in place. `masks`: parameters of
+    the student and where they may differ from zero."""
+
+    def __init__(
+        self,
+        options: Distill,
+        student: nn.Module,
+        teacher: Teacher,
+        objective: Objective,
+        features: Features,
+        masks: Sequence[tuple[Tensor, Tensor]] = (),
+    ) -> None:
+        self.options, self.student, self.teacher = options, student, teacher
+        self.objective, self.features = objective, features
+        self.masks = masks
+        self.progress = Progress()
+        self.watch = Watch(options.metric, options.patience)
+        self.total = 0
+
+    def run(
+        self,
+        device: torch.device,
+        optimizer: torch.optim.Optimizer,
+        advance: Callable[[int, int, float], None],
+    ) -> None:
+        """Train; `advance(step, total, loss)` is called after each step."""
+        options = self.options
+        with accelerator(options, device) as made:
+            loader = _share(made, options.train_loader)
+            self.total = total_steps(loader, options.epochs, options.steps, options.accumulate)
+            sharded = made.distributed_type == DistributedType.FSDP
+            subject = copy.deepcopy(self.student) if sharded else self.student
+            own_forward = "forward" in vars(subject)
+            optimizer.zero_grad()  # of the caller's own backward passes
+            model, optimizer = made.prepare(subject, optimizer)
+            schedule = LambdaLR(
+                getattr(optimizer, "optimizer", optimizer),
+                lambda step: learning_rate_factor(
+                    step, self.total, options.warmup, options.schedule
+                ),
+            )
+            self.good = LastGood(subject)
+            self.average = Average(options.ema, self.good.live)
+            made.register_for_checkpointing(schedule, self.progress, self.watch, self.average)
+            try:
+                self._steps(made, model, optimizer, schedule, loader, device, advance)
+                with self.average.in_place(stay=True):
+                    self.watch.restore(self.good.live)
+                if not self.good.is_finite():
+                    raise self._diverged()
+            finally:
+                optimizer.zero_grad()
+                made.unwrap_model(model, keep_fp32_wrapper=False)
+                if not own_forward:  # left behind by accelerate: the class has it
+                    vars(subject).pop("forward", None)
+            if sharded:
+                self.student.load_state_dict(made.get_state_dict(model), strict=False)
+
+    def _steps(
+        self,
+        made: Accelerator,
+        model: nn.Module,
+        optimizer: Any,
+        schedule: LambdaLR,
+        loader: Iterable[Any],
+        device: torch.device,
+        advance: Callable[[int, int, float], None],
+    ) -> None:
+        options, progress = self.options, self.progress
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        checkpoints = Checkpoints(
+            options.checkpoint, options.checkpoint_every, self._identity(made.num_processes)
+        )
+        every = options.evaluate_every or max(1, self.total // 10)
+        newest = checkpoints.newest()
+        done = 0 if newest is None else newest * options.accumulate
+        feed = batches(loader, self.total * options.accumulate, options.seed)
+        for _ in itertools.islice(feed, done):
+            pass  # the same batches in the same order, up to where the run had come
+        if newest is not None:
+            checkpoints.load(made, newest)
+        else:
+            self.watch.look(self.student, 0, self.good.live)
+        micro: list[float] = []
+        while len(progress.losses) < self.total and not progress.stopped:
+            with made.accumulate(model):
+                loss = self._loss(model, next(feed), device, len(progress.losses))
+                made.backward(loss)
+                mean = made.reduce(loss.detach(), "mean")
+                assert isinstance(mean, Tensor)
+                micro.append(mean.item())
+                if made.sync_gradients:
+                    norm = made.clip_grad_norm_(weights, options.clip or math.inf)
+                    # a scaler of float16 skips such a step by itself
+                    seen = [*micro]
+                    if norm is not None and options.precision != "fp16":
+                        seen.append(norm.item())
+                    if not all(map(math.isfinite, seen)):
+                        raise self._diverged()
+                    self.good.keep()
+                optimizer.step()
+                self._mask()
+                optimizer.zero_grad()
+            if not made.sync_gradients:
+                continue
+            schedule.step()
+            self.average.update()
+            progress.losses.append(sum(micro) / len(micro))
+            micro = []
+            step = len(progress.losses)
+            advance(step, self.total, progress.losses[-1])
+            last = step == self.total
+            if self.watch.metric is not None and (last or step % every == 0):
+                with self.average.in_place():
+                    progress.stopped = not self.watch.look(self.student, step, self.good.live)
+            checkpoints.save(made, step, last or progress.stopped)
+
+    @torch.no_grad()
+    def _mask(self) -> None:
+        """Weights that were set to zero stay zero."""
+        for weight, mask in self.masks:
+            weight.mul_(mask)
+
+    def _loss(self, model: nn.Module, batch: Any, device: torch.device, step: int) -> Tensor:
+        args, kwargs, labels = split_batch(batch, device)
+        answer, wanted = self.teacher(args, kwargs)
+        arguments = named_arguments(self.teacher.model, args, kwargs)
+        self.features.take()
+        loss = self.objective(model(*args, **kwargs), answer, labels, arguments)
+        found = self.features.take()
+        weight = self._feature_weight(step)
+        if weight > 0:
+            inner = feature_loss(found, wanted, arguments)
+            loss = loss if inner is None else loss + weight * inner
+        if not loss.requires_grad:
+            raise DistillError(
+                f"No trainable parameter reaches the output {', '.join(self.objective.outputs)}:"
+                " unfreeze some, or name another output with output=."
+            )
+        return loss
+
+    def _feature_weight(self, step: int) -> float:
+        """Falls linearly to 0 at the share `features_until` of the run."""
+        options = self.options
+        if options.features == 0:
+            return 0.0
+        return options.features * max(0.0, 1 - step / max(1.0, options.features_until * self.total))
+
+    def _diverged(self) -> DistillError:
+        """The run left the numbers: the last good weights are put back."""
+        self.good.restore()
+        step = len(self.progress.losses) + 1
+        return DistillError(
+            f"The loss or its gradient is not finite at step {step} and the last good weights were"
+            " put back: lower learning_rate, or look for bad values in that batch."
+        )
+
+    def _identity(self, processes: int) -> dict[str, Any]:
+        ignored = ("progress", "checkpoint", "checkpoint_every", "device", "teacher_cache")
+        return {
+            "options": {k: v for k, v in self.options.options().items() if k not in ignored},
+            "steps": self.total,
+            "processes": processes,
+            "shapes": {n: list(p.shape) for n, p in self.student.named_parameters()},
+        }
+
+
+def _share(made: Accelerator, loader: Iterable[Any]) -> Iterable[Any]:
+    """What this process reads of the loader: every n-th batch."""
+    if made.num_processes == 1:
+        return loader
+    if isinstance(loader, DataLoader):
+        return made.prepare_data_loader(loader, device_placement=False)
+    return _Share(loader, made.process_index, made.num_processes)
+
+
+class _Share:
+    """Every `of`-th batch from the `rank`-th on, as many for each process."""
+
+    def __init__(self, loader: Iterable[Any], rank: int, of: int) -> None:
+        self.loader, self.rank, self.of = loader, rank, of
+
+    def __len__(self) -> int:
+        return len(self.loader) // self.of  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        group: list[Any] = []
+        for batch in self.loader:
+            group.append(batch)
+            if len(group) == self.of:
+                yield group[self.rank]
+                group = []

@@ -1,0 +1,312 @@
+"""A training run as people rely on it: features, checkpoints, the best weights, processes."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+import torch
+from test_distill import X, Y, distil, mlp, same, weights
+from tiny_models import tiny_bert
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from prunec import compiler, passes
+from prunec.passes.distillation.features import feature_loss
+from prunec.passes.distillation.losses import DistillError
+
+HERE = pathlib.Path(__file__).parent
+
+
+def shuffled() -> DataLoader[Any]:
+    return DataLoader(TensorDataset(X, Y), 8, shuffle=True)
+
+
+# Features.
+
+
+def test_feature_loss_is_the_mean_of_normalised_squared_errors() -> None:
+    s = {"a": [torch.tensor([[1.0, 2.0]])], "b": [torch.zeros(1, 3), torch.ones(1, 3)]}
+    t = {"a": [torch.tensor([[1.0, 0.0]])], "b": [torch.ones(1, 3), torch.ones(1, 3)]}
+    loss = feature_loss(s, t, {})
+    assert loss is not None
+    assert loss.item() == pytest.approx((4 / 1 + 3 / 3 + 0) / 3)
+    assert feature_loss({"a": [torch.zeros(1, 5)]}, t, {}) is None  # another width is no pair
+
+
+def test_padding_does_not_count_in_features() -> None:
+    mask = torch.tensor([[1, 0]])
+    s, t = torch.tensor([[[1.0], [9.0]]]), torch.tensor([[[2.0], [1.0]]])
+    loss = feature_loss({"a": [s]}, {"a": [t]}, {"attention_mask": mask})
+    assert loss is not None
+    assert loss.item() == pytest.approx(1 / 4)
+
+
+def test_matched_modules_are_the_readers_of_what_was_cut_and_the_norms_behind_them() -> None:
+    model = tiny_bert()
+    tokens = torch.randint(0, 90, (4, 7))
+    graph = compiler.capture(model, kwargs={"input_ids": tokens})
+    batches = [{"input_ids": torch.randint(0, 90, (4, 7))} for _ in range(2)]
+    pipeline = [
+        passes.MagnitudeScore(),
+        passes.PruneChannels(ratio=0.5, include="hidden"),
+        passes.SparseToDense(),
+        passes.Distill(batches, steps=2, progress=False),
+    ]
+    result = compiler.PassManager(pipeline).run(graph)
+    found = result.report.passes[-1].details["features"]
+    for i in range(len(model.bert.encoder.layer)):
+        layer = f"bert.encoder.layer.{i}"
+        assert f"{layer}.output.dense" in found
+        assert f"{layer}.output.LayerNorm" in found
+        assert f"{layer}.intermediate.dense" not in found  # its width was cut
+        assert f"{layer}.attention.self.query" not in found  # it reads nothing cut
+
+
+def test_features_pull_the_inside_towards_the_teacher() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 6), nn.ReLU(), nn.Linear(6, 3))
+
+    def inside(features: float) -> float:
+        graph = compiler.capture(model, (X,))
+        pipeline = [
+            passes.MagnitudeScore(),
+            passes.PruneChannels(ratio=0.5, include="0:*"),
+            passes.SparseToDense(),
+            passes.Distill(
+                [X], steps=60, learning_rate=1e-2, features=features, features_until=1.0
+            ),
+        ]
+        small = compiler.PassManager(pipeline).run(graph).model
+        with torch.no_grad():
+            return (small[:3](X) - model[:3](X)).square().mean().item()
+
+    assert inside(10.0) < inside(0.0) * 0.8
+
+
+# Runs.
+
+
+def test_gradients_of_several_batches_make_one_step() -> None:
+    teacher = mlp(16, classes=4).eval()
+    one, several = (nn.Linear(6, 4) for _ in range(2))
+    several.load_state_dict(one.state_dict())
+    halves = [X[:16], X[16:]]
+    distil(one, teacher, [X], steps=3)
+    distil(several, teacher, halves, steps=3, accumulate=2)
+    for a, b in zip(weights(one), weights(several), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)  # the norm of a sum is no sum
+
+
+def test_the_best_weights_are_kept() -> None:
+    values = iter([0.1, 0.5, 0.9, 0.3, 0.2])
+    seen: list[list[Tensor]] = []
+
+    def metric(model: nn.Module) -> float:
+        assert not model.training
+        seen.append(weights(model))
+        return next(values)
+
+    student = mlp(8)
+    result = distil(student, mlp(16), steps=4, metric=metric, evaluate_every=1)
+    assert same(weights(student), seen[2])
+    assert result.details["metric"] == [[0, 0.1], [1, 0.5], [2, 0.9], [3, 0.3], [4, 0.2]]
+    assert "0.9 at step 2, which was kept" in result.summary
+
+
+def test_a_run_that_only_gets_worse_changes_nothing() -> None:
+    values = iter([0.9, float("nan"), 0.2])
+    student = mlp(8)
+    before = weights(student)
+    distil(student, mlp(16), steps=2, metric=lambda _: next(values), evaluate_every=1)
+    assert same(weights(student), before)
+
+
+def test_patience_ends_a_run() -> None:
+    values = iter([0.1, 0.5, 0.4, 0.3, 0.9])
+    result = distil(
+        mlp(8), mlp(16), steps=20, metric=lambda _: next(values), evaluate_every=1, patience=2
+    )
+    assert result.details["steps"] == 3
+    assert "stopped early, 20 were planned" in result.summary
+    with pytest.raises(DistillError, match="patience needs a metric"):
+        distil(mlp(8), mlp(16), patience=2)
+
+
+def test_the_average_of_the_weights_is_kept() -> None:
+    path: list[list[Tensor]] = []
+    teacher = nn.Linear(6, 3)
+    plain, averaged = nn.Linear(6, 3), nn.Linear(6, 3)
+    averaged.load_state_dict(plain.state_dict())
+    start = weights(plain)
+    hook = plain.register_forward_pre_hook(lambda *_: path.append(weights(plain)))
+    distil(plain, teacher, [X], steps=3)
+    hook.remove()
+    path = [*path[1:], weights(plain)]
+    expected = start
+    for step in path:
+        expected = [0.5 * a + 0.5 * b for a, b in zip(expected, step, strict=True)]
+    distil(averaged, teacher, [X], steps=3, ema=0.5)
+    for a, b in zip(weights(averaged), expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_autocast_is_gone_afterwards() -> None:
+    student = mlp(8)
+    distil(student, mlp(16), steps=2, precision="bf16")
+    assert student(X).dtype == torch.float32
+    assert "forward" not in vars(student)
+    plain = mlp(8)
+    distil(plain, mlp(16), steps=2)
+    assert not same(weights(student), weights(plain))
+
+
+# What is kept on disk.
+
+
+@pytest.mark.parametrize("stop", [4, 7])
+def test_resuming_is_exact(tmp_path: pathlib.Path, stop: int) -> None:
+    """With dropout, a shuffling loader, an average and a schedule."""
+    options: dict[str, Any] = {"epochs": 3, "ema": 0.9, "checkpoint_every": 2}
+    whole = mlp(8, dropout=0.3)
+    distil(whole, mlp(16), shuffled(), **options)
+
+    class Interrupted(Exception):
+        pass
+
+    seen = []
+
+    def interrupt(*_: Any) -> None:
+        seen.append(1)
+        if len(seen) > stop:
+            raise Interrupted
+
+    student = mlp(8, dropout=0.3)
+    hook = student.register_forward_pre_hook(interrupt)
+    with pytest.raises(Interrupted):
+        distil(student, mlp(16), shuffled(), checkpoint=tmp_path, **options)
+    hook.remove()
+    resumed = mlp(8, dropout=0.3)
+    result = distil(resumed, mlp(16), shuffled(), checkpoint=tmp_path, **options)
+    assert result.details["resumed at"] == stop // 2 * 2
+    assert same(weights(resumed), weights(whole))
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: pathlib.Path) -> None:
+    distil(mlp(8), mlp(16), steps=2, checkpoint=tmp_path)
+    with pytest.raises(DistillError, match=r"another run .*options"):
+        distil(mlp(8), mlp(16), steps=2, checkpoint=tmp_path, temperature=2.0)
+
+
+def test_a_finished_run_is_not_run_again(tmp_path: pathlib.Path) -> None:
+    one, two = mlp(8), mlp(8)
+    distil(one, mlp(16), steps=3, checkpoint=tmp_path)
+    calls: list[int] = []
+    hook = two.register_forward_pre_hook(lambda *_: calls.append(1))
+    distil(two, mlp(16), steps=3, checkpoint=tmp_path)
+    hook.remove()
+    assert not calls
+    assert same(weights(one), weights(two))
+
+
+def test_the_teachers_answers_are_read_from_disk(tmp_path: pathlib.Path) -> None:
+    teacher, calls = mlp(16).eval(), []
+    teacher.register_forward_pre_hook(lambda *_: calls.append(1))
+    plain, cached = mlp(8), mlp(8)
+    distil(plain, teacher, epochs=3)
+    assert len(calls) == 6
+    calls.clear()
+    distil(cached, teacher, epochs=3, teacher_cache=tmp_path)
+    assert len(calls) == 2
+    assert same(weights(plain), weights(cached))
+    calls.clear()
+    with torch.no_grad():
+        teacher[0].weight.mul_(1.5)  # another teacher: nothing of it is there
+    distil(mlp(8), teacher, epochs=1, teacher_cache=tmp_path)
+    assert len(calls) == 2
+    next(iter(tmp_path.glob("*.safetensors"))).write_bytes(b"broken")
+    distil(mlp(8), teacher, epochs=1, teacher_cache=tmp_path)
+
+
+# Processes.
+
+SCRIPT = """
+import os, sys, time, torch
+sys.path.insert(0, {here!r})
+from test_distill import X, Y, distil, mlp
+torch.set_num_threads(1)
+student = mlp(8)
+student[1] = torch.nn.Identity()
+options = {options!r}
+{before}
+distil(student, mlp(16).eval(), {loader}, **options)
+if os.environ.get("RANK", "0") == "0":
+    torch.save(student.state_dict(), {out!r})
+if torch.distributed.is_initialized():
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+"""
+
+
+def script(place: pathlib.Path, out: pathlib.Path, **fields: Any) -> pathlib.Path:
+    defaults = {
+        "options": {},
+        "before": "",
+        "loader": "[(X[i:i+8], Y[i:i+8]) for i in (0, 8, 16, 24)]",
+    }
+    place.write_text(SCRIPT.format(here=str(HERE), out=str(out), **{**defaults, **fields}))
+    return place
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_twice_the_batches(tmp_path: pathlib.Path) -> None:
+    together = script(tmp_path / "two.py", tmp_path / "two.pt", options={"steps": 4})
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    command += ["--master_port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    run = subprocess.run(
+        [*command, str(together)], env=environment(), timeout=300, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    student = mlp(8)
+    student[1] = nn.Identity()
+    batches = [(X[i : i + 8], Y[i : i + 8]) for i in (0, 8, 16, 24)]
+    distil(student, mlp(16).eval(), batches, steps=4, accumulate=2)
+    found = torch.load(tmp_path / "two.pt", weights_only=True)
+    for name, value in student.state_dict().items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_killed_run_loses_at_most_the_last_interval(tmp_path: pathlib.Path) -> None:
+    kept = tmp_path / "kept"
+    options = {"epochs": 20, "checkpoint": str(kept), "checkpoint_every": 2}
+    slow = "student.register_forward_pre_hook(lambda *_: time.sleep(0.05))"
+    file = script(tmp_path / "run.py", tmp_path / "out.pt", options=options, before=slow)
+    run = subprocess.Popen([sys.executable, str(file)], env=environment())
+    deadline = time.monotonic() + 120
+    while not any(kept.glob("step-1[0-9]")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    assert not (tmp_path / "out.pt").exists()
+    (newest,) = (p for p in kept.glob("step-*") if not p.name.endswith(".part"))
+    assert int(newest.name.removeprefix("step-")) >= 10
+    batches = [(X[i : i + 8], Y[i : i + 8]) for i in (0, 8, 16, 24)]
+
+    def trained(**more: Any) -> list[Tensor]:
+        student = mlp(8)
+        student[1] = nn.Identity()
+        distil(student, mlp(16).eval(), batches, epochs=20, checkpoint_every=2, **more)
+        return weights(student)
+
+    assert same(trained(checkpoint=str(kept)), trained())
