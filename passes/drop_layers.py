@@ -95,6 +95,8 @@ class DropLayers(Pass):
 
     def run(self, state: Compilation) -> PassResult:
         found, branches = self._chosen(state)
+        if not branches:
+            return PassResult(False, "no branch or block to drop")
         wanted = self._wanted(branches)
         if wanted == 0:
             return PassResult(False, "nothing was asked for")
@@ -122,6 +124,11 @@ class DropLayers(Pass):
         self._tell(state, found, branches, dropped, seen)
         return self._result(branches, dropped, data, len(batches))
 
+    @property
+    def _asked(self) -> bool:
+        """Whether something has to go: a tolerance alone may find nothing."""
+        return self.ratio is not None or self.count is not None
+
     def _chosen(self, state: Compilation) -> tuple[list[Branch], list[Branch]]:
         """All of the unit, and those that may be dropped."""
         if state.graph.program.is_meta:
@@ -136,7 +143,7 @@ class DropLayers(Pass):
         include, exclude = as_patterns(self.include), as_patterns(self.exclude)
         chosen = [b for b in found if not include or _fits(b, include)]
         chosen = [b for b in chosen if not _fits(b, exclude)]
-        if not chosen:
+        if not chosen and self._asked:
             what = "branch or block" if self.unit == "any" else self.unit
             raise PlanError(
                 f"DropLayers found no {what} to drop: a residual sum has two values of one shape, "
