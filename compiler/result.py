@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch.utils._pytree as pytree
-from torch import nn
+from torch import Tensor, nn
 
 from .artifact.save import save_artifact, weight_bytes
 from .capture.batch import batch_size
 from .capture.batches import forward_arguments
 from .compilation import Compilation
 from .errors import ExportError, PlanError
-from .measure.cost import cost
+from .inference.graph import Graph
+from .measure.cost import Cost, cost
 from .measure.model_timing import compare_modules
 from .measure.timing import Comparison
 from .onnx_files.export import OnnxReport, export_onnx
@@ -24,6 +25,7 @@ from .onnx_files.quantize import QuantizeReport, quantize_onnx
 from .plan import Plan
 from .report import DimensionReport, PassReport, Report
 from .rewrite.rewrite import rewrite
+from .rewrite.slicing import cut_tensor
 from .verify.backends import check_backends
 from .verify.oracles import Check
 from .verify.prove import prove, verification_inputs
@@ -244,6 +246,7 @@ def _report(state: Compilation, passes: list[PassReport]) -> Report:
                 d.name, "not chosen" if d.exact else f"norm-coupled: {d.statistics[0]}"
             )
             rows.append(DimensionReport(d.name, d.kind, d.size, d.size, "kept", why))
+    rows += _gone(graph)
     notes = [*graph.program.notes, *state.notes]
     notes += [f"{name}: {text}" for name, text in stayed.items() if name not in state.plan.kept]
     emitted = "a masked model: nothing is smaller before SparseToDense"
@@ -252,23 +255,73 @@ def _report(state: Compilation, passes: list[PassReport]) -> Report:
         emitted = own if state.dense.module is not None else "a graph module"
         if state.dense.module is None:
             notes.append(f"the module back end does not hold: {state.dense.module_reason}")
-    after = cost(graph, kept)
-    if state.dense is not None:  # biases that hold folded constants, indices of selections
-        added = [
-            t for n, t in state.dense.program.tensors.items() if n not in graph.program.tensors
-        ]
-        after = dataclasses.replace(
-            after,
-            params=after.params + sum(t.numel() for t in added if isinstance(t, nn.Parameter)),
-            bytes=after.bytes + sum(t.numel() * t.element_size() for t in added),
-        )
     return Report(
         model=type(graph.source).__name__,
         emitted=emitted,
-        before=cost(graph),
-        after=after,
+        before=cost(graph.whole),
+        after=_after(state),
         dimensions=rows,
         passes=passes,
         checks=list(state.checks),
+        branches=list(state.branches.values()),
         notes=notes,
     )
+
+
+def _after(state: Compilation) -> Cost:
+    """The cost of what there is now: biases that hold folded constants and indices of selections
+    included, constants that a bias took in left out."""
+    graph, kept = state.graph, state.plan.combined()
+    after = cost(graph, kept)
+    if state.dense is None:
+        return after
+    before, now = graph.program.tensors, state.dense.program.tensors
+    changes = [(1, t) for name, t in now.items() if name not in before]
+    changes += [
+        (-1, cut_tensor(t, graph.inference.tensors[name], kept))
+        for name, t in before.items()
+        if name not in now
+    ]
+    changes += [(-1, t) for t in _taken_along(state)]
+    changes += [(1, t) for t in _left_behind(state)]
+    return dataclasses.replace(
+        after,
+        params=after.params + sum(k * t.numel() for k, t in changes if isinstance(t, nn.Parameter)),
+        bytes=after.bytes + sum(k * t.numel() * t.element_size() for k, t in changes),
+    )
+
+
+def _taken_along(state: Compilation) -> list[Tensor]:
+    """Tensors that no captured graph reads, of modules that left the user's class."""
+    source, plan = state.graph.source, state.plan
+    whole = state.graph.whole
+    read = {id(t) for t in (*whole.program.tensors.values(), *whole.beside.values())}
+    paths = [*plan.stubs, *(f"{path}.{i}" for path, gone in plan.members.items() for i in gone)]
+    found: dict[int, Tensor] = {}
+    for path in paths:
+        part = source.get_submodule(path)
+        found.update({id(t): t for t in (*part.parameters(), *part.buffers())})
+    return [t for key, t in found.items() if key not in read]
+
+
+def _left_behind(state: Compilation) -> list[Tensor]:
+    """Tensors of dropped branches that the user's class still has: no module of their own held
+    them."""
+    module = state.dense.module if state.dense is not None else None
+    if module is None or not state.plan.dropped:
+        return []
+    gone = state.graph.whole.program.tensors.keys() - state.graph.program.tensors.keys()
+    own = (*module.named_parameters(), *module.named_buffers())
+    return [t for name, t in own if state.plan.thinning.original(name) in gone]
+
+
+def _gone(graph: Graph) -> Iterator[DimensionReport]:
+    """The dimensions that only dropped branches had."""
+    remaining = set(graph.program.tensors) | set(graph.beside)
+    for d in graph.whole.dimensions.values() if graph.drops else ():
+        names = {name for name, _ in d.members}
+        if not names or names & remaining:
+            continue
+        owner = next((x.name for x in graph.drops if names & set(x.tensors)), graph.drops[0].name)
+        why = f"gone with dropped branch '{owner}'"
+        yield DimensionReport(d.name, d.kind, d.size, 0, "dropped", why)

@@ -64,7 +64,8 @@ class AllocateWidths(Pass):
             share = self.target.value
         else:
             share, widths = self._search(state, exact, everything)
-        if all(widths.get(d.name, d.size) == d.size for d in everything):
+        changed = any(widths.get(d.name, d.size) < d.size for d in everything)
+        if not changed and not state.plan.dropped:  # branches may meet a target by themselves
             raise PlanError(
                 f"target {self.target} changes nothing: every width rounds to what it was; ask for "
                 "more, or lower round_to."
@@ -78,7 +79,7 @@ class AllocateWidths(Pass):
         return {d.name: kept_count(d, 1 - share, self.round_to) for d in dimensions}
 
     def _reached(self, state: Compilation, widths: dict[str, int]) -> str:
-        before, after = cost(state.graph), cost(state.graph, _sizes(state, widths))
+        before, after = cost(state.graph.whole), cost(state.graph, _sizes(state, widths))
         macs = after.macs / before.macs if before.macs else 1.0
         return f"{after.params / before.params:.1%} of parameters, {macs:.1%} of MACs"
 
@@ -108,7 +109,7 @@ class AllocateWidths(Pass):
         self, state: Compilation, dimensions: list[Dimension]
     ) -> tuple[float | None, float]:
         """Bisection on the share; costs are exact and take microseconds."""
-        full = getattr(cost(state.graph), self.target.kind)
+        full = getattr(cost(state.graph.whole), self.target.kind)
 
         def kept(share: float) -> float:
             sizes = _sizes(state, self._widths(dimensions, share))
