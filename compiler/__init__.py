@@ -15,6 +15,7 @@ from .passmanager import Pass, PassManager, PassResult
 from .plan import Plan
 from .report import Report
 from .result import Result
+from .sweep import Sweep, sweep
 from .target import Target
 
 __all__ = [
@@ -28,9 +29,11 @@ __all__ = [
     "Report",
     "Result",
     "RuleContext",
+    "Sweep",
     "Target",
     "capture",
     "compile",
     "load",
     "op_rule",
+    "sweep",
 ]

@@ -55,9 +55,15 @@ state: dict[str, bool] = {"debug": False}
 def compile_(
     model: Model,
     target: Annotated[
-        str,
-        typer.Option(help="speedup=2, params=0.5, macs=0.5, width=0.5, bytes=0.5 or latency_ms=3"),
-    ],
+        str | None,
+        typer.Option(
+            help="speedup=2, latency_ms=3, params=0.5, macs=0.5, bytes=0.5, width=0.5 or error=1e-3"
+        ),
+    ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(help="several targets, a table and a picture: 1.3,1.5,2 or params=0.7,0.5"),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -81,6 +87,12 @@ def compile_(
     round_to: Annotated[
         int | None, typer.Option(help="keep widths that are multiples of it")
     ] = None,
+    uniform: Annotated[
+        bool, typer.Option("--uniform", help="repeated layers keep equal widths")
+    ] = False,
+    best_effort: Annotated[
+        bool, typer.Option("--best-effort", help="a target out of reach gives the best there is")
+    ] = False,
     steps: Annotated[
         int | None, typer.Option(help="recovery steps on DATA; 0: no training")
     ] = None,
@@ -97,10 +109,15 @@ def compile_(
     no_measure: Annotated[bool, typer.Option(help="skip the timings")] = False,
 ) -> None:
     """Compress MODEL to a target and write the artifact."""
+    if (target is None) == (sweep is None):
+        raise typer.BadParameter("give one of --target and --sweep", param_hint="--target")
     compile_command(
         CompileOptions(
             model=model,
             target=target,
+            sweep=sweep,
+            uniform=uniform,
+            best_effort=best_effort,
             data=data,
             out=out,
             recipe=recipe,

@@ -21,6 +21,7 @@ from .rewrite.depth import carried, without_branches
 from .rewrite.slicing import zero_tensor
 
 if TYPE_CHECKING:
+    from .report import Aim
     from .verify.oracles import Check
 
 
@@ -33,10 +34,10 @@ class Compilation:
     dimension's size); `errors` each dimension's relative squared error at its consumers by width
     (float64 [size + 1], entry w with w entries kept, 0 at the full width, never rising with w; None
     or without the dimension where no score knows it); `widths` how many entries of a dimension
-    stay. `dense` is there once SparseToDense has run. `calibration` is what `compile` was given:
-    unlabelled batches, flat inputs of the program. `masks`: weights of which single entries were
-    set to zero (bool, True where they stay), by name in the program as it stands; training keeps
-    them zero. `teacher`: the user's model, as it was handed in.
+    stay; `aim` the target these meet. `dense` is there once SparseToDense has run. `calibration` is
+    what `compile` was given: unlabelled batches, flat inputs of the program. `masks`: weights of
+    which single entries were set to zero (bool, True where they stay), by name in the program as it
+    stands; training keeps them zero. `teacher`: the user's model, as it was handed in.
     """
 
     def __init__(self, graph: Graph, calibration: list[list[Any]] | None = None) -> None:
@@ -49,6 +50,7 @@ class Compilation:
         self.scores: dict[str, Tensor] | None = None
         self.errors: dict[str, Tensor] | None = None
         self.widths: dict[str, int] | None = None
+        self.aim: Aim | None = None
         self.dense: Dense | None = None
         self.masks: dict[str, Tensor] = {}
         self.dead = DeadEntries()

@@ -55,6 +55,16 @@ class BranchReport:
     parameters: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Aim:
+    """A target, and its quantity as predicted and as measured (None: not measured, or counts that
+    need no prediction)."""
+
+    asked: str
+    predicted: float | None = None
+    measured: float | None = None
+
+
 @dataclasses.dataclass
 class Report:
     """Everything measured in one compile. Sizes are for the whole model, MACs for one sample."""
@@ -73,6 +83,7 @@ class Report:
     quality: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     disk: tuple[int, int] | None = None
     target: str = ""
+    aim: Aim | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -85,9 +96,15 @@ class Report:
         return json.loads(json.dumps(data, default=str))
 
     def tables(self) -> list[Table]:
-        """The tables people are shown: sizes and quality, dropped branches, speed, checks."""
-        tables = (self._sizes(), self._branches(), self._speed(), self._checks())
-        return [t for t in tables if t.row_count]
+        """The tables people are shown: sizes, quality, dropped branches, target, speed, checks."""
+        found = (
+            self._sizes(),
+            self._branches(),
+            self._aim(),
+            self._speed(),
+            self._checks(),
+        )
+        return [t for t in found if t.row_count]
 
     def _sizes(self) -> Table:
         title = f"{self.model}" + (f", target {self.target}" if self.target else "")
@@ -118,6 +135,15 @@ class Report:
         for b in gone:
             error = "-" if b.error is None else f"{b.error:.1e}"
             table.add_row(f"{b.unit} {b.name}", f"{b.parameters:,}", error, b.reason)
+        return table
+
+    def _aim(self) -> Table:
+        table = Table(title="target", title_justify="left")
+        for column in ("asked", "predicted", "measured"):
+            table.add_column(column)
+        if self.aim is not None and self.aim.measured is not None:
+            numbers = (self.aim.predicted, self.aim.measured)
+            table.add_row(self.aim.asked, *("-" if n is None else f"{n:.3g}" for n in numbers))
         return table
 
     def _speed(self) -> Table:

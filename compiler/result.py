@@ -265,6 +265,7 @@ def _report(state: Compilation, passes: list[PassReport]) -> Report:
         checks=list(state.checks),
         branches=list(state.branches.values()),
         notes=notes,
+        aim=state.aim,
     )
 
 

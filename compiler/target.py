@@ -8,6 +8,7 @@ import re
 from .errors import TargetError
 
 SHARES = ("width", "params", "macs", "bytes")
+AIMS = (*SHARES, "speedup", "latency_ms", "error")
 RUNTIMES = ("torch", "compile", "onnxruntime")
 
 
@@ -15,7 +16,9 @@ RUNTIMES = ("torch", "compile", "onnxruntime")
 class Target:
     """One aim. `width`, `params`, `macs`, `bytes`: the share kept, in (0, 1]; `width` is that of
     every prunable dimension, one factor per product. `speedup`: a factor >= 1. `latency_ms`:
-    absolute. A speed target is for a runtime ("torch", "compile", "onnxruntime"), a batch (None:
+    absolute. `error`: a bound on each dimension's predicted relative error at its consumers, by
+    which as much goes as it allows; it needs a score that measures error curves. A speed target is
+    for a runtime ("torch", "compile", "onnxruntime"), a batch (None:
     that of the example inputs) and the model's dtype.
 
     Raises TargetError for none, several, or a value out of range.
@@ -27,15 +30,15 @@ class Target:
     bytes: float | None = None
     speedup: float | None = None
     latency_ms: float | None = None
+    error: float | None = None
     runtime: str = "torch"
     batch: int | None = None
 
     def __post_init__(self) -> None:
-        given = [k for k in (*SHARES, "speedup", "latency_ms") if getattr(self, k) is not None]
+        given = [k for k in AIMS if getattr(self, k) is not None]
         if len(given) != 1:
             raise TargetError(
-                f"a target names one aim, not {given or 'none'}; choose one of width, params, "
-                "macs, bytes, speedup, latency_ms."
+                f"a target names one aim, not {given or 'none'}; choose one of {', '.join(AIMS)}."
             )
         value = self.value
         if self.kind in SHARES and not 0 < value <= 1:
@@ -50,8 +53,7 @@ class Target:
     @property
     def kind(self) -> str:
         """The name of the aim."""
-        keys = (*SHARES, "speedup", "latency_ms")
-        return next(k for k in keys if getattr(self, k) is not None)
+        return next(k for k in AIMS if getattr(self, k) is not None)
 
     @property
     def value(self) -> float:
@@ -70,14 +72,22 @@ class Target:
     def parse(cls, text: str, runtime: str = "torch", batch: int | None = None) -> Target:
         """Read `speedup=2`, `params=0.5`... Raises TargetError with the form expected."""
         match = re.fullmatch(r"\s*(\w+)\s*=\s*([0-9.eE+-]+)x?\s*", text)
-        keys = (*SHARES, "speedup", "latency_ms")
-        if match is None or match.group(1) not in keys:
+        if match is None or match.group(1) not in AIMS:
             raise TargetError(
                 f"target '{text}' is not understood; write NAME=VALUE with NAME one of "
-                f"{', '.join(keys)}, as in speedup=2."
+                f"{', '.join(AIMS)}, as in speedup=2."
             )
         try:
             value = float(match.group(2))
         except ValueError as error:
             raise TargetError(f"target '{text}' has no number in it.") from error
         return cls(**{match.group(1): value}, runtime=runtime, batch=batch)  # type: ignore[arg-type]
+
+    @classmethod
+    def parse_several(
+        cls, text: str, runtime: str = "torch", batch: int | None = None
+    ) -> list[Target]:
+        """Read `1.3,1.5,2` (speed-ups) or `params=0.7,0.5`. Raises TargetError."""
+        name, given, values = text.rpartition("=")
+        name = name if given else "speedup"
+        return [cls.parse(f"{name}={value}", runtime, batch) for value in values.split(",")]

@@ -12,7 +12,15 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 import pytest
 import torch
 from saved import ROWS, Saved, compress
-from tiny_models import IDS, IMAGES, BakedSize, small_cnn, timed_by_size, tiny_llama
+from tiny_models import (
+    IDS,
+    IMAGES,
+    BakedSize,
+    op_times_by_size,
+    small_cnn,
+    timed_by_size,
+    tiny_llama,
+)
 
 torch.set_num_threads(1)
 
@@ -32,10 +40,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in set(left_out)]
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Op times that tests measure are theirs."""
+    monkeypatch.setenv("PRUNEC_CACHE", str(tmp_path_factory.getbasetemp() / "op-times"))
+
+
 @pytest.fixture
 def fake_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prunec.passes.allocate_widths.compare_modules", timed_by_size)
+    """Time goes by the number of parameters, of models and of ops."""
+    monkeypatch.setenv("PRUNEC_CACHE", "")
+    monkeypatch.setattr("prunec.passes.allocation.candidate.compare_modules", timed_by_size)
     monkeypatch.setattr("prunec.compiler.result.compare_modules", timed_by_size)
+    monkeypatch.setattr("prunec.compiler.cost_model.stepping.Stepper.times", op_times_by_size)
 
 
 @pytest.fixture

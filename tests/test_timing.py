@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import socket
@@ -38,13 +39,33 @@ class Recorder(nn.Module):
 
 def test_ratio_is_that_of_the_two_calls_and_control_is_one() -> None:
     timed = compare(
-        lambda: time.sleep(0.004), lambda: time.sleep(0.002), **QUICK | {"min_rounds": 9}
+        lambda: time.sleep(0.004),
+        lambda: time.sleep(0.002),
+        **QUICK | {"min_rounds": 9, "attempts": 5},
     )
     assert 1.3 < timed.ratio < 2.4
     assert timed.ratio_low <= timed.ratio <= timed.ratio_high
     assert 0.7 < timed.control < 1.4
     assert 3.9 < timed.before.low_ms <= timed.before.median_ms <= timed.before.high_ms
     assert timed.before.runs == timed.after.runs == 9
+
+
+def test_a_shaky_timing_is_taken_again_and_the_steadiest_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    controls = iter([1.4, 1.1, 0.99, 1.0])
+    whole = timing._summary
+
+    def summary(*args, **kwargs):
+        return dataclasses.replace(whole(*args, **kwargs), control=next(controls))
+
+    monkeypatch.setattr(timing, "_summary", summary)
+    found = compare(lambda: None, lambda: None, **QUICK, attempts=4)
+    assert (found.control, found.attempts, found.steady) == (0.99, 3, True)
+    controls = iter([1.4, 1.1, 1.3])
+    found = compare(lambda: None, lambda: None, **QUICK, attempts=3)
+    assert (found.control, found.attempts, found.steady) == (1.1, 3, False)
+    assert dataclasses.replace(found, batch=8).throughput == 8e3 / found.after.median_ms
 
 
 def test_rounds_alternate_which_goes_first() -> None:

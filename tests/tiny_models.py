@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from prunec.compiler.cost_model.stepping import Stepper
 from prunec.compiler.measure.timing import Comparison, Timing
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -110,3 +112,15 @@ def timed_by_size(before: nn.Module, after: nn.Module, *_: Any, **options: Any) 
     """In place of `compare_modules`: time is proportional to the number of parameters."""
     ratio = parameters(before) / parameters(after)
     return comparison(ratio, options.get("runtime", "torch"), options.get("batch"))
+
+
+def op_times_by_size(stepper: Stepper, of: Collection[fx.Node]) -> dict[fx.Node, float]:
+    """In place of `Stepper.times`: what an op takes is proportional to the weights it reads."""
+    held: dict[fx.Node, float] = {}
+    for step in stepper.steps():
+        if step.node in of:
+            read = zip(step.node.args, step.args, strict=True)
+            held[step.node] = 1e-3 * (
+                1 + sum(t.numel() for n, t in read if isinstance(n, fx.Node) and n.op == "get_attr")
+            )
+    return held

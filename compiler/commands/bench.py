@@ -13,6 +13,8 @@ from ..measure.onnx_timing import compare_onnx_files
 from ..measure.timing import Comparison
 from .open_model import open_model
 
+ATTEMPTS = 3  # at a steady timing
+
 
 def bench_command(
     before: str,
@@ -44,6 +46,7 @@ def bench_command(
                 runtime=runtime,
                 device=device,
                 batch=batch,
+                attempts=ATTEMPTS,
             )
             for batch in batches
         ]
@@ -54,18 +57,24 @@ def comparison_table(before: str, after: str, rows: Sequence[Comparison]) -> Tab
     """A: before, B: after; ratio above 1 means B is faster."""
     first = rows[0]
     table = Table(title=f"A {before}\nB {after}", title_justify="left")
-    for column in ("runtime", "batch", "A ms", "B ms", "A / B", "95 %", "A / A"):
+    peaks = any(c.peak_before_bytes is not None for c in rows)
+    columns = ["runtime", "batch", "A ms", "B ms", "A / B", "95 %", "A / A", "B samples/s"]
+    for column in [*columns, *(["peak MiB A / B"] if peaks else [])]:
         table.add_column(column, justify="right" if column != "runtime" else "left")
     for c in rows:
-        table.add_row(
+        cells = [
             c.runtime,
             str(c.batch),
             f"{c.before.median_ms:.2f}",
             f"{c.after.median_ms:.2f}",
             f"{c.ratio:.2f}x",
             f"{c.ratio_low:.2f}-{c.ratio_high:.2f}",
-            f"{c.control:.2f}",
-        )
+            f"{c.control:.2f}" + ("" if c.steady else " (not steady)"),
+            f"{c.throughput:,.0f}",
+        ]
+        both = (c.peak_before_bytes or 0, c.peak_after_bytes or 0)
+        cells += [" / ".join(f"{peak / 2**20:.0f}" for peak in both)] if peaks else []
+        table.add_row(*cells)
     table.caption = f"{first.device}, {first.dtype}, {first.threads} threads"
     table.caption_justify = "left"
     return table

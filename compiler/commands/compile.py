@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ from rich.console import Console
 from torch import nn
 
 from ..artifact.save import refuse_foreign
-from ..capture.batches import unlabelled
+from ..capture.batches import to_device, unlabelled
 from ..capture.capture import capture
 from ..driver import compile
 from ..errors import PlanError, SourceError
@@ -19,6 +20,7 @@ from ..passmanager import Pass, PassManager, PassResult
 from ..recipe import build_pipeline, read_recipe
 from ..sources.data import load_data
 from ..sources.model import Source, import_factory
+from ..sweep import sweep
 from ..target import Target
 from .open_model import open_model
 
@@ -28,7 +30,10 @@ class CompileOptions:
     """The options of `prunec compile`, as the command line gives them."""
 
     model: str
-    target: str
+    target: str | None
+    sweep: str | None
+    uniform: bool
+    best_effort: bool
     data: str | None
     out: pathlib.Path
     recipe: pathlib.Path | None
@@ -53,7 +58,10 @@ class CompileOptions:
 
 def compile_command(options: CompileOptions, console: Console) -> None:
     """Resolve, compile, write; print the tables. Raises PrunecError; then nothing was written."""
-    target = Target.parse(options.target, options.runtime, options.batch)
+    if options.sweep is not None:
+        _sweep(options, console)
+        return
+    target = Target.parse(options.target or "", options.runtime, options.batch)
     emitted = {word.strip() for word in options.emit.split(",")}
     if not emitted <= {"torch", "onnx"}:
         raise PlanError(f"--emit takes torch, onnx or both, not '{options.emit}'.")
@@ -90,6 +98,35 @@ def compile_command(options: CompileOptions, console: Console) -> None:
     console.print(f"artifact: {place}", highlight=False, soft_wrap=True)
 
 
+def _sweep(options: CompileOptions, console: Console) -> None:
+    """Several targets from one set of scores: sweep.json and sweep.png in the directory."""
+    targets = Target.parse_several(options.sweep or "", options.runtime, options.batch)
+    source = open_model(options.model, options.inputs)
+    model = source.model if options.device is None else source.model.to(options.device)
+    found = sweep(
+        model,
+        to_device(tuple(source.args or ()), options.device),
+        kwargs=to_device(dict(source.kwargs or {}), options.device),
+        targets=targets,
+        outputs=options.outputs,
+        untie_tables=options.untie_tables,
+        calibration=unlabelled(_data(options, source)),
+        evaluate=_evaluate(options.evaluate),
+        recipe=options.recipe,
+        options={k: v for k, v in _pass_options(options).items() if k != "distill"},
+        callback=lambda row: console.print(f"{row.asked}: {row.failed or 'done'}", markup=False),
+    )
+    console.print(found.table())
+    options.out.mkdir(parents=True, exist_ok=True)
+    written = options.out / "sweep.json"
+    written.write_text(json.dumps(found.to_json(), indent=1), encoding="utf-8")
+    try:
+        written = found.plot(options.out / "sweep.png")
+    except PlanError as error:
+        console.print(f"note: {error}", highlight=False)
+    console.print(f"sweep: {written}", highlight=False, soft_wrap=True)
+
+
 def _progress(console: Console, step: Pass, outcome: PassResult, seconds: float) -> None:
     console.print(
         f"{step.name:<16} {seconds:6.1f} s  {outcome.summary}",
@@ -122,6 +159,10 @@ def _pass_options(options: CompileOptions) -> dict[str, dict[str, Any]]:
         allocate["round_to"] = options.round_to
     if options.exclude:
         allocate["exclude"] = options.exclude
+    if options.uniform:
+        allocate["uniform"] = True
+    if options.best_effort:
+        allocate["best_effort"] = True
     distill: dict[str, Any] = {}
     if options.steps:
         distill["steps"] = options.steps

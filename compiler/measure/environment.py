@@ -21,7 +21,8 @@ def describe(
 
     `threads` are torch's intra-op threads; `load` is the one-minute load average before the
     measurement (None where the system has none); `dtype` is torch's default unless given. A
-    library that is not installed is None. On CUDA also `capability`, `cuda`, `cudnn`, `tf32`.
+    library that is not installed is None. On CUDA also `capability`, `cuda`,
+    `driver` (the CUDA version it serves), `cudnn`, `tf32`.
     """
     device = torch.device(device)
     facts: dict[str, Any] = {
@@ -38,6 +39,7 @@ def describe(
     if device.type == "cuda":
         facts["capability"] = ".".join(map(str, torch.cuda.get_device_capability(device)))
         facts["cuda"] = torch.version.cuda
+        facts["driver"] = _driver_version()
         facts["cudnn"] = torch.backends.cudnn.version()
         facts["tf32"] = torch.backends.cuda.matmul.allow_tf32
     return facts
@@ -46,6 +48,12 @@ def describe(
 def dtype_name(dtype: torch.dtype) -> str:
     """`torch.float32` as "float32"."""
     return str(dtype).removeprefix("torch.")
+
+
+def _driver_version() -> int | None:
+    """The newest CUDA version the driver serves, as 12040 for 12.4."""
+    asked = getattr(torch._C, "_cuda_getDriverVersion", None)
+    return asked() if asked is not None else None
 
 
 def _version(library: str) -> str | None:

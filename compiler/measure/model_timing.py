@@ -39,6 +39,7 @@ def compare_modules(
     max_seconds: float = 6.0,
     warmup_seconds: float = 1.0,
     seed: int = 0,
+    attempts: int = 1,
 ) -> Comparison:
     """How much faster `after` runs than `before`, on `args`, `kwargs` moved to `device`.
 
@@ -71,7 +72,7 @@ def compare_modules(
         peaks = _peaks(calls, (before, after), device, runtime)
         timed = compare(
             *calls, device=device, runtime=runtime, min_rounds=min_rounds, seed=seed,
-            max_seconds=max_seconds, warmup_seconds=warmup_seconds,
+            max_seconds=max_seconds, warmup_seconds=warmup_seconds, attempts=attempts,
         )  # fmt: skip
     name = dtype_name(dtype) if dtype else None
     return dataclasses.replace(

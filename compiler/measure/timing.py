@@ -21,6 +21,7 @@ from ..errors import MeasureError
 from .environment import describe
 
 Call = Callable[[], object]
+Sample = Callable[[Call, int, torch.device], Callable[[], float]]
 
 _SAMPLE_SECONDS = 2e-3
 _CALLS_PER_SAMPLE = 100
@@ -45,7 +46,8 @@ class Comparison:
     `ratio` is median before / median after, above 1 when after is faster; `ratio_low` and
     `ratio_high` bound it by a bootstrap 95 % interval over rounds. `control` is before / before.
     `batch` is the size of axis 0 of the inputs, `versions` the environment (`describe`). Peak
-    bytes are weights plus activations of one call, on CUDA under torch; None elsewhere.
+    bytes are weights plus activations of one call, on CUDA under torch; None elsewhere. `attempts`:
+    how often the pair was timed until it was steady; this is the steadiest of them.
     """
 
     before: Timing
@@ -62,15 +64,21 @@ class Comparison:
     versions: dict[str, Any]
     peak_before_bytes: int | None = None
     peak_after_bytes: int | None = None
+    attempts: int = 1
 
     @property
     def steady(self) -> bool:
         """Whether the model timed against itself came out within 5 % of 1."""
         return abs(self.control - 1) <= 0.05
 
+    @property
+    def throughput(self) -> float:
+        """Samples a second that `after` takes."""
+        return (self.batch or 1) * 1e3 / max(self.after.median_ms, 1e-9)
+
     def to_json(self) -> dict[str, Any]:
-        """All fields, and `steady`, as JSON types."""
-        return dataclasses.asdict(self) | {"steady": self.steady}
+        """All fields, and `steady` and `throughput`, as JSON types."""
+        return dataclasses.asdict(self) | {"steady": self.steady, "throughput": self.throughput}
 
 
 def compare(
@@ -83,13 +91,15 @@ def compare(
     warmup_seconds: float = 1.0,
     runtime: str = "torch",
     seed: int = 0,
+    attempts: int = 1,
 ) -> Comparison:
     """Time two calls in turn until `max_seconds` have passed, and `min_rounds` rounds at least.
 
     Both run in inference mode, warmed up for up to 20 calls or `warmup_seconds` each. A call well
     under 2 ms is repeated within a sample. On CUDA the time is between two events, the device idle
     before each sample: otherwise one model's launches would hide behind the other's kernels.
-    onnxruntime has a stream of its own, so for that runtime the wall clock is read.
+    onnxruntime has a stream of its own, so for that runtime the wall clock is read. When the
+    control is off, all is timed again, up to `attempts` times; the steadiest timing is returned.
 
     Raises:
         MeasureError: fewer than 4 rounds are asked for.
@@ -98,8 +108,30 @@ def compare(
         raise MeasureError(f"{min_rounds} rounds say nothing about spread: ask for 4 or more.")
     device = torch.device(device)
     environment = describe(device)
-    sample = _event_sample if device.type == "cuda" and runtime != "onnxruntime" else _clock_sample
+    sample = sampler(device, runtime)
     pair = (before, after)
+    best: Comparison | None = None
+    for attempt in range(1, max(attempts, 1) + 1):
+        times = _rounds(pair, device, sample, min_rounds, max_seconds, warmup_seconds)
+        found = _summary(times[0], times[1], seed, environment, runtime)
+        if best is None or abs(found.control - 1) < abs(best.control - 1):
+            best = found
+        best = dataclasses.replace(best, attempts=attempt)
+        if best.steady:
+            break
+    assert best is not None
+    return best
+
+
+def _rounds(
+    pair: tuple[Call, Call],
+    device: torch.device,
+    sample: Sample,
+    min_rounds: int,
+    max_seconds: float,
+    warmup_seconds: float,
+) -> list[torch.Tensor]:
+    """Milliseconds of each side, one value a round."""
     with torch.inference_mode():
         counts = [_warm_up(call, device, warmup_seconds) for call in pair]
         rounds: list[dict[int, Callable[[], float]]] = []
@@ -116,8 +148,13 @@ def compare(
             if collecting:
                 gc.enable()
         _synchronise(device)
-    times = [torch.tensor([r[side]() for r in rounds], dtype=torch.float64) for side in (0, 1)]
-    return _summary(times[0], times[1], seed, environment, runtime)
+    return [torch.tensor([r[side]() for r in rounds], dtype=torch.float64) for side in (0, 1)]
+
+
+def sampler(device: torch.device, runtime: str) -> Sample:
+    """What times some calls on a device: it returns a function that gives milliseconds a call."""
+    events = device.type == "cuda" and runtime != "onnxruntime"
+    return _event_sample if events else _clock_sample
 
 
 def _clock_sample(call: Call, count: int, device: torch.device) -> Callable[[], float]:

@@ -40,7 +40,7 @@ class ProgramInterpreter(fx.Interpreter):
         self.dtype = dtype
         self.tensor_hook = tensor_hook
         self.node_hook = node_hook
-        self._written = _written_tensors(program.graph)
+        self._written = written_tensors(program.graph)
         self._copies: dict[Any, Tensor] = {}
 
     def __call__(self, inputs: Sequence[Any]) -> list[Any]:
@@ -109,7 +109,7 @@ class ProgramInterpreter(fx.Interpreter):
         return x
 
 
-def _written_tensors(graph: fx.Graph) -> set[Any]:
+def written_tensors(graph: fx.Graph) -> set[Any]:
     """The tensors that some op of the graph writes to, by name."""
     owners = memory_owners(graph)
     found = (owners[base] for n in graph.nodes if (base := written(n)) is not None)

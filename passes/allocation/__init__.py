@@ -1,0 +1,1 @@
+"""How many entries each dimension keeps: what AllocateWidths chooses from and how."""

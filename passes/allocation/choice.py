@@ -1,0 +1,94 @@
+"""What AllocateWidths chooses: for each dimension, or a group kept equal, one of some widths."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from ...compiler.inference.dimensions import Dimension
+from ...compiler.rewrite.selection import kept_count
+
+STEPS = 16, 32  # shares k / STEPS of a dimension are candidates: snapped, and as they are
+SNAPS = ((1024, 64), (256, 16), (32, 8))  # from this size on, to multiples of that
+FEW = 32  # a dimension of so many entries may have every width
+NOTHING_LEFT = 1 - 1e-6  # the largest share lost, as far as its logarithm goes
+EXACT = 1e-12  # an error below is rounding
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Choice:
+    """Dimensions that get one width, ascending candidate `widths`, and the loss of each."""
+
+    dimensions: tuple[Dimension, ...]
+    widths: tuple[int, ...]
+    losses: np.ndarray
+
+
+def loss_curve(dimension: Dimension, scores: Tensor, errors: Tensor | None) -> np.ndarray:
+    """Loss by width, float64 [size + 1], 0 at the full width: -k log(1 - e / k), so that a sum of
+    losses is the log of the share of the signal that passes all dimensions. A plain sum of errors
+    would end whole layers, whose error cannot exceed 1.
+
+    e is the relative squared error where there is a curve of it, summed over k readers (what it is
+    with nothing kept); else the share of the squared importance that goes, lowest first.
+    """
+    if errors is not None:
+        lost = errors.double().cpu().numpy().clip(min=0)
+    else:
+        squared = np.sort(scores.double().cpu().numpy() ** 2)
+        lost = np.concatenate([[0.0], np.cumsum(squared)])[::-1]
+        total = squared.sum()
+        lost = lost / total if total > 0 else np.linspace(1.0, 0.0, dimension.size + 1)
+    lost = np.maximum.accumulate(lost[::-1])[::-1]  # never rising with width
+    readers = max(1.0, float(lost[0]))
+    return -readers * np.log1p(-(lost / readers).clip(max=NOTHING_LEFT))
+
+
+def choices(
+    dimensions: Sequence[Dimension],
+    curves: Mapping[str, np.ndarray],
+    lowest: Mapping[str, int],
+    round_to: int = 1,
+    uniform: bool = False,
+    snap: bool = True,
+) -> list[Choice]:
+    """One choice for each dimension, of its `candidates`; with `uniform` one for each set of
+    repeated layers, which are those of one kind and size whose names differ in numbers only."""
+    groups: dict[object, list[Dimension]] = {}
+    for d in dimensions:
+        key = (re.sub(r"\d+", "*", d.name), d.kind, d.size) if uniform else d.name
+        groups.setdefault(key, []).append(d)
+    found: list[Choice] = []
+    for group in groups.values():
+        floor = max(lowest[d.name] for d in group)
+        total = np.sum([curves[d.name] for d in group], axis=0)
+        widths = candidates(group[0].size, floor, round_to, total, snap)
+        found.append(Choice(tuple(group), widths, total[list(widths)]))
+    return found
+
+
+def candidates(
+    size: int, floor: int, round_to: int, curve: np.ndarray, snap: bool = True
+) -> tuple[int, ...]:
+    """Widths worth trying, ascending, the floor and the size among them: even shares, where the
+    loss becomes nothing, and with `snap` at multiples that hardware likes."""
+    likes = next((m for least, m in SNAPS if size >= least), 1) if snap else 1
+    step, steps = (round_to if round_to > 1 else likes), STEPS[0 if snap else 1]
+    if size <= FEW:
+        found = set(range(floor, size + 1))
+    else:
+        found = {round(size * k / steps / step) * step for k in range(1, steps)}
+        found.add(int(np.argmax(curve <= EXACT)))
+    if round_to > 1:
+        found = {math.ceil(w / round_to) * round_to for w in found}
+    return tuple(sorted({w for w in found if floor <= w <= size} | {floor, size}))
+
+
+def lowest_width(dimension: Dimension, share: float, round_to: int) -> int:
+    """The fewest entries that may stay when at least `share` of them must."""
+    return max(dimension.minimum, kept_count(dimension, 1 - share, round_to))
