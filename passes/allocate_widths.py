@@ -96,7 +96,8 @@ class AllocateWidths(Pass):
         if reached.met and reached.why:
             state.notes.append(reached.why)
         changed = any(widths.get(d.name, d.size) < d.size for d in everything)
-        if not changed and not state.plan.dropped:  # branches may meet a target by themselves
+        # branches may meet a target by themselves, and within an error there may be nothing to cut
+        if not changed and not state.plan.dropped and self.target.kind != "error":
             raise PlanError(
                 f"target {self.target} changes nothing: every width rounds to what it was; ask for "
                 "more, or lower round_to."
