@@ -10,11 +10,10 @@ unlabelled data. Judged on held-out inputs. Writes results/planted.json.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from planted_nets import ALL, KINDS, NETS, PlantedNet
@@ -24,44 +23,22 @@ from rich.table import Table
 from trained_weights import kept
 
 from prunec import compiler, passes
-from prunec.compiler.passmanager import Pass, PassResult
 
 ERROR = 1e-5  # of the outputs, relative to the largest
-RIDGE = 1e-10  # the copies of a channel share its weight as they like: nothing to hold back
-
-
-@dataclasses.dataclass
-class WithinError(Pass):
-    """Keep of each exact dimension the fewest entries whose predicted error stays within bounds."""
-
-    error: float
-
-    name: ClassVar[str] = "within-error"
-    needs: ClassVar[tuple[str, ...]] = ("scores",)
-    provides: ClassVar[tuple[str, ...]] = ("widths",)
-
-    def run(self, state: Any) -> PassResult:
-        state.widths = {}
-        for name, errors in (state.errors or {}).items():
-            dimension = state.graph.dimensions[name]
-            fewest = int((errors <= self.error**2).nonzero()[0])
-            if dimension.exact and fewest < dimension.size:
-                state.widths[name] = max(fewest, dimension.minimum)
-        return PassResult(False, f"{len(state.widths)} dimensions")
 
 
 def pipeline(graph: compiler.Graph) -> list[Any]:
     """Take out what nothing is lost with, and let the rest take over."""
-    allocate: Any = WithinError(ERROR)
-    if "error" in compiler.Target.__dataclass_fields__:
-        allocate = passes.AllocateWidths(compiler.Target(error=ERROR))  # type: ignore[call-arg]
-    steps = [passes.SecondOrderScore(ridge=RIDGE, progress=False), allocate]
-    drop = getattr(passes, "DropLayers", None)
-    if drop is not None:
-        steps.insert(0, drop(tolerance=ERROR))
+    target = compiler.Target(error=ERROR)
+    score = passes.SecondOrderScore(progress=False)
+    steps = [
+        passes.DropLayers(tolerance=ERROR**2, unit="any"),
+        score,
+        passes.AllocateWidths(target),
+    ]
     if any(d.kind == "head" for d in graph.prunable.values()):
         steps.append(passes.PruneHeads())
-    repair = passes.Reconstruct(ridge=RIDGE, progress=False)
+    repair = passes.Reconstruct(progress=False)
     return [*steps, passes.PruneChannels(), passes.SparseToDense(), repair]
 
 

@@ -74,7 +74,9 @@ def compile_(
         "prunec-out"
     ),
     recipe: Annotated[pathlib.Path | None, typer.Option(help="TOML list of passes")] = None,
-    emit: Annotated[str, typer.Option(help="torch, onnx or both")] = "torch",
+    emit: Annotated[
+        str, typer.Option(help="torch, onnx, int8 (or int8-static); with commas between them")
+    ] = "torch",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1")] = None,
     runtime: Annotated[
         str, typer.Option(help="torch, compile or onnxruntime, for a speed target")

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from .emit.build import Dense
+from .emit.leaf_modules import emit_graph_module, leaf_specs
 from .emit.replay import computed
 from .inference.graph import Graph
+from .ir.drop import Drop
 from .plan import Plan
+from .report import BranchReport
 from .rewrite.dead import DeadEntries
+from .rewrite.depth import carried, without_branches
 from .rewrite.slicing import zero_tensor
 
 if TYPE_CHECKING:
@@ -24,15 +28,16 @@ if TYPE_CHECKING:
 class Compilation:
     """What passes read and extend.
 
-    `graph` is the model as captured; passes never write to its tensors. `plan` says what goes;
-    `scores` give each dimension's entries their importance (float tensor of the dimension's size);
-    `errors` each dimension's relative squared error at its consumers by width (float64 [size + 1],
-    entry w with w entries kept, 0 at the full width, never rising with w; None or without the
-    dimension where no score knows it); `widths` how many entries of a dimension stay; `aim` the
-    target these meet. `dense` is there once SparseToDense has run. `calibration` is what `compile`
-    was given: unlabelled batches, flat inputs of the program. `masks`: weights of which single
-    entries were set to zero (bool, True where they stay), by name in the program as it stands;
-    training keeps them zero. `teacher`: the user's model, as it was handed in.
+    `graph` is the model as captured (`graph.whole`) without the branches dropped so far; passes
+    write to the tensors of neither. `plan` says what goes; `branches` what became of those that
+    could be dropped. `scores` give each dimension's entries their importance (float tensor of the
+    dimension's size); `errors` each dimension's relative squared error at its consumers by width
+    (float64 [size + 1], entry w with w entries kept, 0 at the full width, never rising with w; None
+    or without the dimension where no score knows it); `widths` how many entries of a dimension
+    stay; `aim` the target these meet. `dense` is there once SparseToDense has run. `calibration` is
+    what `compile` was given: unlabelled batches, flat inputs of the program. `masks`: weights of
+    which single entries were set to zero (bool, True where they stay), by name in the program as it
+    stands; training keeps them zero. `teacher`: the user's model, as it was handed in.
     """
 
     def __init__(self, graph: Graph, calibration: list[list[Any]] | None = None) -> None:
@@ -52,7 +57,19 @@ class Compilation:
         self.calibration = calibration or []
         self.checks: list[Check] = []
         self.notes: list[str] = []
+        self.branches: dict[str, BranchReport] = {}
         self.facts: set[str] = set()
+
+    def drop(self, drops: Sequence[Drop]) -> None:
+        """Drop branches of `graph`: it is another one from then on, and the plan says so. Raises
+        PlanError where a dimension that is planned already would become another one."""
+        if not drops:
+            return
+        before = self.graph
+        graph = without_branches(before.whole, [*before.drops, *drops])
+        self.plan.kept = carried(self.plan.kept, before, graph)
+        self.plan.dropped = list(graph.drops)
+        self.graph = self.plan.graph = graph
 
     @property
     def model(self) -> nn.Module:
@@ -61,8 +78,16 @@ class Compilation:
 
 
 def masked_model(graph: Graph, plan: Plan) -> nn.Module:
-    """A copy of the user's model with every slice of a planned removal set to zero."""
+    """A copy of the user's model with every slice of a planned removal set to zero; where branches
+    were dropped, a graph module of what remains."""
     kept = plan.planned()
+    if graph.drops:
+        masked = {
+            n: _masked(t, zero_tensor(t, graph.inference.tensors[n], kept))
+            for n, t in graph.program.tensors.items()
+        }
+        program = dataclasses.replace(graph.program, tensors=masked)
+        return emit_graph_module(program, leaf_specs(graph.source, program))
     return _copy_with(
         graph,
         {
@@ -75,20 +100,29 @@ def masked_model(graph: Graph, plan: Plan) -> nn.Module:
 def with_weights(graph: Graph, tensors: Mapping[str, Tensor]) -> Graph:
     """The graph over a copy of the model in which some tensors, by name, have other values."""
     source = _copy_with(graph, {**graph.program.tensors, **tensors})
-    held = dict(graph.program.tensors)
     named = {
         **dict(source.named_parameters(remove_duplicate=False)),
         **dict(source.named_buffers(remove_duplicate=False)),
     }
-    held.update({name: named[name] for name in held if name in named})
-    return graph.over(dataclasses.replace(graph.program, tensors=held, source=source))
+
+    def over(old: Graph) -> Graph:
+        held = {name: named.get(name, tensor) for name, tensor in old.program.tensors.items()}
+        return old.over(dataclasses.replace(old.program, tensors=held, source=source))
+
+    other = over(graph)
+    if graph.whole is not graph:
+        other.whole = over(graph.whole)
+    return other
 
 
 def _copy_with(graph: Graph, tensors: Mapping[str, Tensor]) -> nn.Module:
     memo: dict[int, Any] = dict(computed(graph.source))
     for name, tensor in graph.program.tensors.items():
-        data = tensors[name].detach()
-        data = data.clone() if data.data_ptr() == tensor.data_ptr() else data
-        parameter = isinstance(tensor, nn.Parameter)
-        memo[id(tensor)] = nn.Parameter(data, tensor.requires_grad) if parameter else data
+        memo[id(tensor)] = _masked(tensor, tensors[name].detach())
     return copy.deepcopy(graph.source, memo)
+
+
+def _masked(tensor: Tensor, data: Tensor) -> Tensor:
+    """The data in memory of its own, as the kind of tensor it is of."""
+    data = data.clone() if data.data_ptr() == tensor.data_ptr() else data
+    return nn.Parameter(data, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data

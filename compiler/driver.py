@@ -94,7 +94,7 @@ def compile(
         _judge(result, evaluate, before, floor)
         modes = {name: training[m] for name, m in subject.named_modules()}
         for name, m in result.model.named_modules():
-            m.training = modes.get(name, modes[""])
+            m.training = modes.get(result.plan.thinning.original(name), modes[""])
         return result
     finally:
         for m, was_training in training.items():

@@ -101,10 +101,11 @@ class PassManager:
             )
             if self.callback is not None:
                 self.callback(step, result, seconds)
-        if not (state.plan.kept or state.plan.dead or state.masks):
+        if not (state.plan.kept or state.plan.dead or state.plan.dropped or state.masks):
             raise PlanError(
-                "the pipeline changed nothing: no dimension was pruned. Lower round_to, raise the "
-                "ratio, or widen include; `graph.explain()` lists what can be pruned."
+                "the pipeline changed nothing: no dimension was pruned, no branch dropped. Lower "
+                "round_to, raise the ratio, or widen include; `graph.explain()` lists what can be "
+                "pruned."
             )
         return Result(state, reports)
 

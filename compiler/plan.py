@@ -13,14 +13,18 @@ from torch import Tensor, nn
 from .capture.capture import capture
 from .emit.leaf_modules import emit_graph_module, leaf_specs
 from .emit.replay import replay
+from .emit.thin_modules import Thinning
 from .errors import PlanError
 from .inference.graph import Graph
+from .ir.drop import CONSTANT, Drop
 from .ir.terms import Var, variables
 from .rewrite.dead import find_dead
+from .rewrite.depth import without_branches
 from .rewrite.rewrite import rewrite
 from .rewrite.slicing import Kept, term_indices
 
-VERSION = 1
+VERSION = 2
+_READS = (1, 2)  # version 1 knew no dropped branches
 
 
 @dataclasses.dataclass(eq=False)
@@ -31,8 +35,10 @@ class Plan:
     dimension, entries that also go because they were already dead. `attributes`: per module path,
     the integers the module back end changed, [old, new]. `constants`: tensors by name whose values
     hold folded constants. `scales`: factors on tensors by name, once they are cut. `backend`:
-    "module", "graph", or "" before the rewrite. `outputs`, `untie_tables`: what `capture` was told
-    when it was made.
+    "module", "graph", or "" before the rewrite. `dropped`: branches and blocks that are left out,
+    in order; for them the module back end took out `members`, by the path of their module list,
+    and put `stubs` in the place of modules (see `NoBranch` for their forms). `outputs`,
+    `untie_tables`: what `capture` was told when it was made.
     """
 
     model: str = ""
@@ -42,6 +48,9 @@ class Plan:
     constants: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     scales: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     backend: str = ""
+    dropped: list[Drop] = dataclasses.field(default_factory=list)
+    members: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    stubs: dict[str, str] = dataclasses.field(default_factory=dict)
     outputs: list[str | int] | None = None
     untie_tables: bool = False
     graph: Graph | None = dataclasses.field(default=None, repr=False)
@@ -126,6 +135,11 @@ class Plan:
             sizes.update(dict.fromkeys(others, sizes.get(name, [])))
         return {name: sizes[name] for name in self.slices()}
 
+    @property
+    def thinning(self) -> Thinning:
+        """What the module back end takes out of the user's class."""
+        return Thinning(self.members, self.stubs)
+
     def apply(
         self,
         model: nn.Module,
@@ -141,7 +155,13 @@ class Plan:
         check_fits(self, model)
         if self.backend == "module":
             return replay(
-                model, self.slices(), self.attributes, self.constants, self.shapes(), self.scales
+                model,
+                self.slices(),
+                self.attributes,
+                self.constants,
+                self.shapes(),
+                self.scales,
+                self.thinning,
             )
         if args is None and kwargs is None:
             raise PlanError(
@@ -151,6 +171,7 @@ class Plan:
         graph = capture(
             model, args, kwargs=kwargs, outputs=self.outputs, untie_tables=self.untie_tables
         )
+        graph = without_branches(graph, self.dropped)
         own = dataclasses.replace(self, graph=graph)
         dead = find_dead(graph, own.planned())
         program = rewrite(graph, own.combined(), dead.folds)
@@ -165,6 +186,9 @@ class Plan:
                 "backend": self.backend,
                 "outputs": self.outputs,
                 "untie_tables": self.untie_tables,
+                "dropped": [_drop_json(drop) for drop in self.dropped],
+                "members": self.members,
+                "stubs": self.stubs,
                 "kept": self.kept,
                 "dead": self.dead,
                 "attributes": self.attributes,
@@ -187,7 +211,7 @@ class Plan:
             version = data["version"]
         except (ValueError, TypeError, KeyError) as error:
             raise PlanError(f"this is not a plan: {error!r}.") from error
-        if version != VERSION:
+        if version not in _READS:
             raise PlanError(f"the plan has version {version}; this prunec reads version {VERSION}.")
         try:
             return cls(
@@ -198,6 +222,9 @@ class Plan:
                 constants={n: _tensor_from(t) for n, t in data["constants"].items()},
                 scales={n: _tensor_from(t) for n, t in data.get("scales", {}).items()},
                 backend=data["backend"],
+                dropped=[_drop_from(drop) for drop in data.get("dropped", [])],
+                members={p: list(m) for p, m in data.get("members", {}).items()},
+                stubs=dict(data.get("stubs", {})),
                 outputs=data["outputs"],
                 untie_tables=data.get("untie_tables", False),
                 _slices={
@@ -219,18 +246,26 @@ def tensor_slices(graph: Graph, kept: Kept) -> dict[str, dict[int, Tensor]]:
             for axis, term in enumerate(terms)
             if any(v in kept for v in variables(term))
         }
-        if axes:
+        if axes and not name.startswith(CONSTANT):  # no tensor of the model
             for known in (name, *graph.aliases.get(name, ())):
                 table[known] = axes
     return table
 
 
 def check_fits(plan: Plan, model: nn.Module) -> None:
-    """Raise PlanError unless the model has the tensors the plan cuts, at their original shapes."""
+    """Raise PlanError unless the model has the tensors that go with dropped branches, and those
+    the plan cuts, at their original shapes."""
     own: Mapping[str, Tensor] = {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
     }
+    for drop in plan.dropped:
+        absent = [name for name in drop.tensors if name not in own and name[:7] != "prunec_"]
+        if absent:
+            raise PlanError(
+                f"the plan drops '{drop.name}' with '{absent[0]}', which {type(model).__name__} "
+                "does not have."
+            )
     for name, shape in plan.shapes().items():
         if name not in own:
             raise PlanError(f"the plan cuts '{name}', which {type(model).__name__} does not have.")
@@ -239,6 +274,16 @@ def check_fits(plan: Plan, model: nn.Module) -> None:
                 f"the plan expects '{name}' of shape {shape}, the model has "
                 f"{list(own[name].shape)}; apply it to a model of the original shapes."
             )
+
+
+def _drop_json(drop: Drop) -> dict[str, Any]:
+    constant = None if drop.constant is None else _tensor_json(drop.constant)
+    return {**vars(drop), "constant": constant, "tensors": list(drop.tensors)}
+
+
+def _drop_from(data: dict[str, Any]) -> Drop:
+    constant = None if data["constant"] is None else _tensor_from(data["constant"])
+    return Drop(**{**data, "constant": constant, "tensors": tuple(data["tensors"])})
 
 
 def _tensor_json(tensor: Tensor) -> dict[str, Any]:

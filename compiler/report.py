@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from collections import Counter
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.table import Table
 from .measure.cost import Cost
 from .measure.timing import Comparison
 from .onnx_files.export import OnnxReport
+from .onnx_files.quantize import QuantizeReport
 from .verify.oracles import Check
 
 
@@ -29,7 +31,8 @@ class PassReport:
 
 @dataclasses.dataclass(frozen=True)
 class DimensionReport:
-    """One dimension: how many entries it had and has, and why ("pruned", "kept", "blocked")."""
+    """One dimension: how many entries it had and has, and why ("pruned", "kept", "blocked",
+    "dropped" with the branches that held it)."""
 
     name: str
     kind: str
@@ -37,6 +40,19 @@ class DimensionReport:
     after: int
     state: str
     reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class BranchReport:
+    """One branch or block that could be dropped: "dropped" or "kept", and why. `error`: the
+    relative squared error of the outputs without it, when it was dropped or last looked at."""
+
+    name: str
+    unit: str
+    state: str
+    reason: str
+    error: float | None = None
+    parameters: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +76,10 @@ class Report:
     dimensions: list[DimensionReport]
     passes: list[PassReport]
     checks: list[Check]
+    branches: list[BranchReport] = dataclasses.field(default_factory=list)
     latency: list[Comparison] = dataclasses.field(default_factory=list)
     onnx: OnnxReport | None = None
+    int8: QuantizeReport | None = None
     quality: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     disk: tuple[int, int] | None = None
     target: str = ""
@@ -73,12 +91,19 @@ class Report:
         data = dataclasses.asdict(self)
         data["checks"] = [check.to_json() for check in self.checks]
         data["latency"] = [timing.to_json() for timing in self.latency]
+        data["int8"] = self.int8.to_json() if self.int8 is not None else None
         data["onnx"] = self.onnx.to_json() if self.onnx is not None else None
         return json.loads(json.dumps(data, default=str))
 
     def tables(self) -> list[Table]:
-        """The tables people are shown: sizes and quality, speed, checks."""
-        found = (self._sizes(), self._aim(), self._speed(), self._checks())
+        """The tables people are shown: sizes, quality, dropped branches, target, speed, checks."""
+        found = (
+            self._sizes(),
+            self._branches(),
+            self._aim(),
+            self._speed(),
+            self._checks(),
+        )
         return [t for t in found if t.row_count]
 
     def _sizes(self) -> Table:
@@ -98,6 +123,18 @@ class Report:
             table.add_row(name, f"{old:,.0f}", f"{new:,.0f}", share)
         for name, (old, new) in self.quality.items():
             table.add_row(name, f"{old:.4f}", f"{new:.4f}", f"{new / old:.1%}" if old else "-")
+        return table
+
+    def _branches(self) -> Table:
+        gone = [b for b in self.branches if b.state == "dropped"]
+        title = f"{len(gone)} branches and blocks dropped of {len(self.branches)}"
+        table = Table(title=title, title_justify="left")
+        for column in ("dropped", "parameters", "output error", "in its place"):
+            right = column in ("parameters", "output error")
+            table.add_column(column, justify="right" if right else "left")
+        for b in gone:
+            error = "-" if b.error is None else f"{b.error:.1e}"
+            table.add_row(f"{b.unit} {b.name}", f"{b.parameters:,}", error, b.reason)
         return table
 
     def _aim(self) -> Table:
@@ -149,6 +186,14 @@ class Report:
                 "onnxruntime",
                 f"largest difference {self.onnx.max_abs_error:.1e}, opset {self.onnx.opset}",
             )
+        if self.int8 is not None:
+            table.add_row(
+                "int8 == model",
+                f"{self.int8.rms_error:.1e}",
+                "onnxruntime",
+                f"root mean square; {self.int8.mode}, {self.int8.quantized} nodes,"
+                f" {self.int8.bytes_before:,} -> {self.int8.bytes:,} bytes",
+            )
         return table
 
     def __str__(self) -> str:
@@ -161,12 +206,11 @@ class Report:
         """Write the tables and notes to a console."""
         for table in self.tables():
             console.print(table)
-        changed = [d for d in self.dimensions if d.state == "pruned"]
-        blocked = [d for d in self.dimensions if d.state == "blocked"]
+        states = Counter(d.state for d in self.dimensions)
+        gone = f", {states['dropped']} gone with dropped branches" if states["dropped"] else ""
         console.print(
-            f"{len(changed)} dimensions pruned, "
-            f"{len(self.dimensions) - len(changed) - len(blocked)} kept, {len(blocked)} blocked; "
-            f"emitted as {self.emitted}"
+            f"{states['pruned']} dimensions pruned, {states['kept']} kept, "
+            f"{states['blocked']} blocked{gone}; emitted as {self.emitted}"
         )
         for note in self.notes:
             console.print(f"note: {note}", highlight=False)

@@ -5,22 +5,27 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import nn
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
 
 from .artifact.save import save_artifact, weight_bytes
 from .capture.batch import batch_size
+from .capture.batches import forward_arguments
 from .compilation import Compilation
 from .errors import ExportError, PlanError
-from .measure.cost import cost
+from .inference.graph import Graph
+from .measure.cost import Cost, cost
 from .measure.model_timing import compare_modules
 from .measure.timing import Comparison
 from .onnx_files.export import OnnxReport, export_onnx
+from .onnx_files.quantize import QuantizeReport, quantize_onnx
 from .plan import Plan
 from .report import DimensionReport, PassReport, Report
 from .rewrite.rewrite import rewrite
+from .rewrite.slicing import cut_tensor
 from .verify.backends import check_backends
 from .verify.oracles import Check
 from .verify.prove import prove, verification_inputs
@@ -144,15 +149,57 @@ class Result:
                 raise
             return export_onnx(self.graph_module, args, kwargs, path, **options)
 
+    def quantize_onnx(
+        self,
+        path: str | pathlib.Path,
+        mode: str = "dynamic",
+        *,
+        calibration: Sequence[Any] | None = None,
+        measure: Sequence[int] = (),
+    ) -> QuantizeReport:
+        """Export to ONNX with int8 weights, by onnxruntime's quantiser; sizes, errors and times go
+        to the report.
+
+        `mode`: "dynamic" suits transformers, "static" convolutions. `calibration`: batches, by
+        default those of the compile, else the example. `measure`: batch sizes at which the original
+        in float is timed against the int8 file. Raises ExportError.
+        """
+        program = self._state.graph.program
+        if calibration is not None:
+            calls = [forward_arguments(item) for item in calibration]
+        else:
+            flat = self._state.calibration
+            calls = [pytree.tree_unflatten(list(f), program.in_spec) for f in flat]
+        calls = calls or [self.example()]
+        with tempfile.TemporaryDirectory(prefix="prunec-") as scratch:
+            exported = pathlib.Path(scratch) / "float.onnx"
+            self._export(exported)
+            report = quantize_onnx(self.model, exported, path, calls, mode=mode)
+            if measure:
+                before = pathlib.Path(scratch) / "original.onnx"
+                export_onnx(self.source, *self.example(), before)
+                for batch in measure:
+                    files: dict[str, Any] = {
+                        "onnx_before": before,
+                        "onnx_after": pathlib.Path(path),
+                    }
+                    self.measure("onnxruntime", batch, **files)
+                    timed = dataclasses.replace(self.report.latency[-1], runtime="onnxruntime int8")
+                    self.report.latency[-1] = timed
+        self.report.int8 = report
+        return report
+
     def save(
         self,
         directory: str | pathlib.Path,
         *,
         onnx: bool = False,
+        int8: str | None = None,
         measure: Sequence[str] = (),
         **companions: Any,
     ) -> pathlib.Path:
-        """Write the artifact: safetensors and JSON, nothing pickled; with `onnx`, model.onnx too.
+        """Write the artifact: safetensors and JSON, nothing pickled; with `onnx`, model.onnx too,
+        and with `int8` ("dynamic" or "static") model.int8.onnx.
 
         `measure`: runtimes to time before the report is written. `companions`: a tokenizer or
         processor to save along. The directory appears whole or not at all. Raises ArtifactError,
@@ -163,6 +210,11 @@ class Result:
             path = place / "model.onnx"
             if onnx:
                 self.report.onnx = dataclasses.replace(self.export_onnx(path), path=path.name)
+            if int8 is not None:
+                batches = (1, THROUGHPUT_BATCH) if self._state.graph.program.batched else ()
+                place8 = place / "model.int8.onnx"
+                found = self.quantize_onnx(place8, int8, measure=batches if measure else ())
+                self.report.int8 = dataclasses.replace(found, path=place8.name)
             self.report.disk = (self.report.before.bytes, weight_bytes(place))
             self.measure_all(measure, path if onnx else None)
 
@@ -194,6 +246,7 @@ def _report(state: Compilation, passes: list[PassReport]) -> Report:
                 d.name, "not chosen" if d.exact else f"norm-coupled: {d.statistics[0]}"
             )
             rows.append(DimensionReport(d.name, d.kind, d.size, d.size, "kept", why))
+    rows += _gone(graph)
     notes = [*graph.program.notes, *state.notes]
     notes += [f"{name}: {text}" for name, text in stayed.items() if name not in state.plan.kept]
     emitted = "a masked model: nothing is smaller before SparseToDense"
@@ -202,24 +255,74 @@ def _report(state: Compilation, passes: list[PassReport]) -> Report:
         emitted = own if state.dense.module is not None else "a graph module"
         if state.dense.module is None:
             notes.append(f"the module back end does not hold: {state.dense.module_reason}")
-    after = cost(graph, kept)
-    if state.dense is not None:  # biases that hold folded constants, indices of selections
-        added = [
-            t for n, t in state.dense.program.tensors.items() if n not in graph.program.tensors
-        ]
-        after = dataclasses.replace(
-            after,
-            params=after.params + sum(t.numel() for t in added if isinstance(t, nn.Parameter)),
-            bytes=after.bytes + sum(t.numel() * t.element_size() for t in added),
-        )
     return Report(
         model=type(graph.source).__name__,
         emitted=emitted,
-        before=cost(graph),
-        after=after,
+        before=cost(graph.whole),
+        after=_after(state),
         dimensions=rows,
         passes=passes,
         checks=list(state.checks),
+        branches=list(state.branches.values()),
         notes=notes,
         aim=state.aim,
     )
+
+
+def _after(state: Compilation) -> Cost:
+    """The cost of what there is now: biases that hold folded constants and indices of selections
+    included, constants that a bias took in left out."""
+    graph, kept = state.graph, state.plan.combined()
+    after = cost(graph, kept)
+    if state.dense is None:
+        return after
+    before, now = graph.program.tensors, state.dense.program.tensors
+    changes = [(1, t) for name, t in now.items() if name not in before]
+    changes += [
+        (-1, cut_tensor(t, graph.inference.tensors[name], kept))
+        for name, t in before.items()
+        if name not in now
+    ]
+    changes += [(-1, t) for t in _taken_along(state)]
+    changes += [(1, t) for t in _left_behind(state)]
+    return dataclasses.replace(
+        after,
+        params=after.params + sum(k * t.numel() for k, t in changes if isinstance(t, nn.Parameter)),
+        bytes=after.bytes + sum(k * t.numel() * t.element_size() for k, t in changes),
+    )
+
+
+def _taken_along(state: Compilation) -> list[Tensor]:
+    """Tensors that no captured graph reads, of modules that left the user's class."""
+    source, plan = state.graph.source, state.plan
+    whole = state.graph.whole
+    read = {id(t) for t in (*whole.program.tensors.values(), *whole.beside.values())}
+    paths = [*plan.stubs, *(f"{path}.{i}" for path, gone in plan.members.items() for i in gone)]
+    found: dict[int, Tensor] = {}
+    for path in paths:
+        part = source.get_submodule(path)
+        found.update({id(t): t for t in (*part.parameters(), *part.buffers())})
+    return [t for key, t in found.items() if key not in read]
+
+
+def _left_behind(state: Compilation) -> list[Tensor]:
+    """Tensors of dropped branches that the user's class still has: no module of their own held
+    them."""
+    module = state.dense.module if state.dense is not None else None
+    if module is None or not state.plan.dropped:
+        return []
+    gone = state.graph.whole.program.tensors.keys() - state.graph.program.tensors.keys()
+    own = (*module.named_parameters(), *module.named_buffers())
+    return [t for name, t in own if state.plan.thinning.original(name) in gone]
+
+
+def _gone(graph: Graph) -> Iterator[DimensionReport]:
+    """The dimensions that only dropped branches had."""
+    remaining = set(graph.program.tensors) | set(graph.beside)
+    for d in graph.whole.dimensions.values() if graph.drops else ():
+        names = {name for name, _ in d.members}
+        if not names or names & remaining:
+            continue
+        owner = next((x.name for x in graph.drops if names & set(x.tensors)), graph.drops[0].name)
+        why = f"gone with dropped branch '{owner}'"
+        yield DimensionReport(d.name, d.kind, d.size, 0, "dropped", why)

@@ -4,6 +4,7 @@ from .activation_score import ActivationScore
 from .allocate_widths import AllocateWidths
 from .batch_norm_score import BatchNormScore
 from .distill import Distill
+from .drop_layers import DropLayers
 from .magnitude_score import MagnitudeScore
 from .prune_channels import PruneChannels
 from .prune_heads import PruneHeads
@@ -20,6 +21,7 @@ __all__ = [
     "AllocateWidths",
     "BatchNormScore",
     "Distill",
+    "DropLayers",
     "MagnitudeScore",
     "PruneChannels",
     "PruneHeads",

@@ -95,7 +95,9 @@ class AllocateWidths(Pass):
         widths = reached.widths
         if reached.met and reached.why:
             state.notes.append(reached.why)
-        if all(widths.get(d.name, d.size) == d.size for d in everything):
+        changed = any(widths.get(d.name, d.size) < d.size for d in everything)
+        # branches may meet a target by themselves, and within an error there may be nothing to cut
+        if not changed and not state.plan.dropped and self.target.kind != "error":
             raise PlanError(
                 f"target {self.target} changes nothing: every width rounds to what it was; ask for "
                 "more, or lower round_to."
@@ -179,7 +181,7 @@ class AllocateWidths(Pass):
     def _counts(self, state: Compilation, widths: Widths) -> str:
         by_name = state.graph.dimensions
         sizes: dict[Any, int] = {by_name[name].var: size for name, size in widths.items()}
-        before, after = cost(state.graph), cost(state.graph, sizes)
+        before, after = cost(state.graph.whole), cost(state.graph, sizes)
         macs = after.macs / before.macs if before.macs else 1.0
         return f"{after.params / before.params:.1%} of parameters, {macs:.1%} of MACs"
 
@@ -188,7 +190,7 @@ def _counted(state: Compilation, solver: Solver, target: Target) -> Reached:
     """Counts are exact, so what is predicted is what comes out."""
     chosen = [d.var for d in solver.dimensions if d.var is not None]
     model = counted(state.graph, target.kind, chosen)
-    full = max(model.total(), 1)
+    full = max(counted(state.graph.whole, target.kind, []).total(), 1)
     found = solver.within(model, full * target.value)
     widths = found if found is not None else solver.smallest()
     return Reached(widths, found is not None, model.total(solver.sizes(widths)) / full)

@@ -5,14 +5,19 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
+from torch import nn
+
 from ..compiler.compilation import Compilation
 from ..compiler.emit.build import emit
 from ..compiler.emit.obstacles import obstacle
 from ..compiler.errors import PlanError
 from ..compiler.passmanager import Pass, PassResult
+from ..compiler.report import BranchReport
 from ..compiler.rewrite.dead import DeadEntries, find_dead
-from ..compiler.rewrite.rewrite import folded_tensors, rewrite
+from ..compiler.rewrite.folds import folded_tensors
+from ..compiler.rewrite.rewrite import rewrite
 from ..compiler.rewrite.slicing import cut_tensor
+from ..compiler.rewrite.zero_branches import zero_branches
 from ..compiler.verify.prove import prove, verification_inputs
 from ..compiler.verify.structure import check_same, check_structure
 
@@ -21,10 +26,11 @@ from ..compiler.verify.structure import check_same, check_structure
 class SparseToDense(Pass):
     """Remove what the plan removes and what is already zero; keep the function.
 
-    Entries without effect (zero weights, constants that fold into a consumer's bias) go too, with
-    `dead=False` only the plan does. Three checks run on fresh random inputs and on calibration data
-    (zero mask, restricted statistics, permutation); a failed one raises VerificationError naming
-    the dimension and the node. Raises PlanError when there is nothing to remove.
+    Entries without effect (zero weights, constants that fold into a consumer's bias) go too, and
+    branches that add nothing but zeros; with `dead=False` only the plan does. The checks run on
+    fresh random inputs and on calibration data (zero mask, restricted statistics, permutation, and
+    dropped branches where there are some); a failed one raises VerificationError naming what is to
+    blame and the node. Raises PlanError when there is nothing to remove.
     """
 
     dead: bool = True
@@ -34,16 +40,17 @@ class SparseToDense(Pass):
     forbids: ClassVar[tuple[str, ...]] = ("dense",)
 
     def run(self, state: Compilation) -> PassResult:
-        graph, plan = state.graph, state.plan
-        planned = plan.planned()
-        known = self.dead and not graph.program.is_meta
+        plan = state.plan
+        known = self.dead and not state.graph.program.is_meta
+        zero = self._drop_zero(state) if known else []
+        graph, planned = state.graph, plan.planned()
         dead = find_dead(graph, planned) if known else DeadEntries()
         names = {d.var: d.name for d in graph.prunable.values()}
         plan.dead = {names[var]: gone.tolist() for var, gone in dead.removed.items()}
-        if not (plan.kept or plan.dead or state.masks):
+        if not (plan.kept or plan.dead or plan.dropped or state.masks):
             raise PlanError(
                 "SparseToDense has nothing to remove: no plan, and no entry that is already dead; "
-                "put PruneChannels or PruneHeads before it."
+                "put PruneChannels, PruneHeads or DropLayers before it."
             )
         combined = plan.combined()
         # Proven on tensors that are cut as they are used, and made after that: the proof's masked
@@ -63,20 +70,41 @@ class SparseToDense(Pass):
         state.dense, built = emit(graph, program, combined)
         state.notes += state.dense.notes
         plan.attributes, plan.scales = built.attributes, dict(built.scales)
+        plan.members = {path: list(gone) for path, gone in built.thinning.members.items()}
+        plan.stubs = dict(built.thinning.stubs)
         if state.dense.module is None and not graph.program.is_meta:
             hint = obstacle(graph, combined, built.lines)
             state.dense.module_reason += f"; {hint}" if hint else ""
         plan.backend = "module" if state.dense.module is not None else "graph"
         folded = folded_tensors(graph, program, dead.folds)
         plan.constants = {n: program.tensors[n].detach().cpu() for n in folded}
-        return PassResult(True, self._summary(state), self._details(state, dead))
+        details = self._details(state, dead) | {"zero branches": zero}
+        return PassResult(True, self._summary(state), details)
+
+    def _drop_zero(self, state: Compilation) -> list[str]:
+        """Drop the branches that are zero already; not where that would change what is planned."""
+        drops = zero_branches(state.graph, state.plan.planned())
+        before = state.graph.program.tensors
+        try:
+            state.drop(drops)
+        except PlanError:
+            return []
+        for drop in drops:
+            held = (before[n] for n in drop.tensors)
+            count = sum(t.numel() for t in held if isinstance(t, nn.Parameter))
+            state.branches[drop.name] = BranchReport(
+                drop.name, "branch", "dropped", "nothing: it is zero", 0.0, count
+            )
+        return [drop.name for drop in drops]
 
     def _summary(self, state: Compilation) -> str:
         assert state.dense is not None
         cut = len(set(state.plan.kept) | set(state.plan.dead))
         kind = "module" if state.dense.module is not None else "graph"
         worst = max((c.error or 0.0 for c in state.checks), default=0.0)
-        return f"{cut} dimensions cut, emitted as {kind}, checks within {worst:.1e}"
+        gone = len(state.plan.dropped)
+        branches = f", {gone} branches dropped" if gone else ""
+        return f"{cut} dimensions cut{branches}, emitted as {kind}, checks within {worst:.1e}"
 
     def _details(self, state: Compilation, dead: DeadEntries) -> dict[str, Any]:
         assert state.dense is not None

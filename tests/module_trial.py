@@ -16,7 +16,8 @@ from prunec.compiler.emit.module_backend import ModuleResult, build_module
 from prunec.compiler.emit.replay import replay
 from prunec.compiler.inference.graph import Graph
 from prunec.compiler.ir.program import Program
-from prunec.compiler.rewrite.rewrite import Fold, rewrite
+from prunec.compiler.rewrite.folds import Fold
+from prunec.compiler.rewrite.rewrite import rewrite
 from prunec.compiler.rewrite.slicing import Kept, term_indices
 
 

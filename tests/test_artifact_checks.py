@@ -209,7 +209,7 @@ def test_plan_of_some_outputs_applies_to_a_fresh_model() -> None:
         ("", "not a plan"),
         ("[]", "not a plan"),
         ("{}", "not a plan"),
-        ('{"version": 9}', "version 9; this prunec reads version 1"),
+        ('{"version": 9}', "version 9; this prunec reads version 2"),
         ('{"version": 1}', "damaged"),
     ],
 )

@@ -16,7 +16,8 @@ from prunec.compiler.emit.leaf_modules import emit_graph_module, leaf_specs
 from prunec.compiler.emit.leaf_table import LeafSpec
 from prunec.compiler.errors import ArtifactError
 from prunec.compiler.inference.graph import Graph
-from prunec.compiler.rewrite.rewrite import Fold, rewrite
+from prunec.compiler.rewrite.folds import Fold
+from prunec.compiler.rewrite.rewrite import rewrite
 
 
 class ConvNet(nn.Module):

@@ -27,7 +27,7 @@ from prunec.compiler.emit.module_backend import build_module
 from prunec.compiler.emit.replay import apply_attributes, replay
 from prunec.compiler.errors import PlanError
 from prunec.compiler.inference.graph import Graph
-from prunec.compiler.rewrite.rewrite import Fold
+from prunec.compiler.rewrite.folds import Fold
 from prunec.compiler.rewrite.slicing import Kept
 
 TOKENS = torch.arange(14).reshape(2, 7) % 11

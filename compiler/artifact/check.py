@@ -16,6 +16,7 @@ from ..errors import ArtifactError, PlanError
 from ..onnx_files.parity import prove_parity
 from ..plan import Plan
 from ..rewrite.dead import find_dead
+from ..rewrite.depth import without_branches
 from ..rewrite.rewrite import rewrite
 from ..verify.interpreter import full_precision, relative_error
 from ..verify.oracles import Check
@@ -64,6 +65,7 @@ def prove_artifact(
     graph = capture(
         original, args, kwargs=kwargs, outputs=plan.outputs, untie_tables=plan.untie_tables
     )
+    graph = without_branches(graph, plan.dropped)
     missing = [name for name in (*plan.kept, *plan.dead) if name not in graph.prunable]
     if missing:
         raise PlanError(

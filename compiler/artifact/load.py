@@ -82,11 +82,18 @@ def _load_module(
     place: pathlib.Path, fresh: nn.Module, device: str | torch.device | None
 ) -> nn.Module:
     plan = Plan.from_json((place / "plan.json").read_text())
-    small = replay(fresh, plan.slices(), plan.attributes, plan.constants, plan.shapes())
+    small = replay(
+        fresh,
+        plan.slices(),
+        plan.attributes,
+        plan.constants,
+        plan.shapes(),
+        thinning=plan.thinning,
+    )
     stored: dict[str, Tensor] = {}
     for name in (WEIGHTS, CONSTANTS, "rest.safetensors"):
         stored.update(load_tensors(place / name, device))
-    own = tensors_by_name(small)
+    own = {plan.thinning.original(name): t for name, t in tensors_by_name(small).items()}
     filled = {identity(tensor) for name, tensor in own.items() if name in stored}
     for name, tensor in own.items():
         value = stored.get(name)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..capture.export import export
+from ..emit.thin_modules import Thinning
 from ..errors import ArtifactError
 from .graph_store import store_program
 from .tensor_store import save_tensors
@@ -104,7 +105,8 @@ def _write(state: Compilation, place: pathlib.Path, companions: dict[str, Any]) 
     assert dense is not None
     exported, _ = export(dense.graph_module, *_example(state))
     store_program(exported, place)
-    save_tensors(_rest(dense.module, dense.program.tensors), place / "rest.safetensors")
+    rest = _rest(dense.module, dense.program.tensors, state.plan.thinning)
+    save_tensors(rest, place / "rest.safetensors")
     (place / "plan.json").write_text(state.plan.to_json())
     for companion in companions.values():
         if companion is not None:
@@ -150,12 +152,16 @@ def _described(value: Any) -> Any:
     return value if isinstance(value, (bool, int, float, str)) else None
 
 
-def _rest(module: nn.Module | None, stored: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors the module has and the graph has not: unused parameters, non-persistent buffers."""
+def _rest(
+    module: nn.Module | None, stored: dict[str, Tensor], thinning: Thinning
+) -> dict[str, Tensor]:
+    """Tensors the module has and the graph has not: unused parameters, non-persistent buffers; by
+    the original's names."""
     if module is None:
         return {}
     known = {id(t) for t in stored.values()}
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    own = (*module.named_parameters(), *module.named_buffers())
+    tensors = {thinning.original(name): t for name, t in own}
     return {
         name: t.detach().contiguous()
         for name, t in tensors.items()

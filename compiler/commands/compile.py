@@ -63,8 +63,13 @@ def compile_command(options: CompileOptions, console: Console) -> None:
         return
     target = Target.parse(options.target or "", options.runtime, options.batch)
     emitted = {word.strip() for word in options.emit.split(",")}
-    if not emitted <= {"torch", "onnx"}:
-        raise PlanError(f"--emit takes torch, onnx or both, not '{options.emit}'.")
+    int8 = {"int8": "dynamic", "int8-static": "static"}
+    quantized = [int8[word] for word in sorted(emitted & int8.keys())]
+    if not emitted <= {"torch", "onnx", *int8} or len(quantized) > 1:
+        raise PlanError(
+            "--emit takes torch, onnx, and int8 or int8-static, with commas between them, not "
+            f"'{options.emit}'."
+        )
     if not options.dry_run:
         refuse_foreign(options.out)
     source = open_model(options.model, options.inputs)
@@ -92,7 +97,11 @@ def compile_command(options: CompileOptions, console: Console) -> None:
     )
     runtimes = ("onnxruntime",) if "onnx" in emitted and options.measure else ()
     place = result.save(
-        options.out, onnx="onnx" in emitted, measure=runtimes, processor=source.processor
+        options.out,
+        onnx="onnx" in emitted,
+        int8=quantized[0] if quantized else None,
+        measure=runtimes,
+        processor=source.processor,
     )
     result.report.print(console)
     console.print(f"artifact: {place}", highlight=False, soft_wrap=True)

@@ -10,15 +10,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from ..inference.graph import Graph
 from ..inference.tables import READ
+from ..ir.drop import CONSTANT
 from ..ir.program import Program, source_line
-from ..rewrite.rewrite import CONSTANT, rewrite
+from ..rewrite.rewrite import rewrite
 from ..rewrite.slicing import Kept, cut_tensor
 from ..verify.backends import reference_outputs
 from ..verify.interpreter import relative_error
@@ -26,8 +27,10 @@ from .attention_scale import ScaleDecision, apply_scales, scale_decisions
 from .attribute_search import MAX_TRIALS, AttributeSearch, Outcome
 from .baked_sizes import find_decisions
 from .config_sizes import config_decision
+from .depth import depth_decision, thinnings
 from .replay import add_tensor, copy_with
 from .resize_modules import Changes, resize_standard
+from .thin_modules import Thinning
 
 _INDICES = "prunec_indices_"  # what it selects from generated values
 
@@ -36,12 +39,14 @@ _INDICES = "prunec_indices_"  # what it selects from generated values
 class ModuleResult:
     """The smaller module, or None and why not. `attributes`: what was set on it besides tensors,
     {module path: {attribute: [old, new]}}, and `scales`: factors by tensor name, both as `replay`
-    takes them. `lines`: the user's lines that raised while sizes were tried, most often first."""
+    takes them. `thinning`: the modules that went with dropped branches. `lines`: the user's lines
+    that raised while sizes were tried, most often first."""
 
     module: nn.Module | None
     attributes: Changes
     reason: str = ""
     scales: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    thinning: Thinning = dataclasses.field(default_factory=Thinning)
     lines: tuple[str, ...] = ()
 
 
@@ -59,7 +64,9 @@ def build_module(
     module and the dense graph, called a bounded number of times; that it raises counts as
     disagreement. The user's model is not changed; tensors that the program does not use are copied.
     Where attention derives its scale from its head width, the dense program's weights and scales
-    change with the module's, and its function stays.
+    change with the module's, and its function stays. Members of module lists that dropped branches
+    leave empty are taken out, other modules they leave empty become stubs; until then every path
+    and name is the original's.
     """
     generated = _unselectable(dense)
     if generated:
@@ -77,19 +84,21 @@ def build_module(
     sizes = {var: len(entries) for var, entries in kept.items()}
     config = config_decision(graph, sizes, module)
     scales = scale_decisions(graph, dense, sizes, module)
-    decisions = [
-        *scales,
-        *find_decisions(graph, dense, sizes, module),
-        *([config] if config else []),
-    ]
-    search = AttributeSearch(module, decisions, compare, tolerance, trials)
-    choice = search.run()
-    if choice is None:
-        outcomes = list(search.outcomes.values())
+    baked = [*scales, *find_decisions(graph, dense, sizes, module)]
+    outcomes: list[Outcome] = []
+    for thinning in thinnings(graph):
+        depth = depth_decision(module, thinning)
+        decisions = [*baked, *(d for d in (depth, config) if d is not None)]
+        search = AttributeSearch(module, decisions, _thin(compare, thinning), tolerance, trials)
+        choice = search.run()
+        if choice is not None:
+            break
+        search.set((0,) * len(decisions))
+        outcomes += search.outcomes.values()
+    else:
         lines = Counter(outcome.line for outcome in outcomes if outcome.line)
-        return ModuleResult(
-            None, {}, _reason(outcomes[0], dense), lines=tuple(n for n, _ in lines.most_common())
-        )
+        reason = _reason(outcomes[0], dense, {drop.result for drop in graph.drops})
+        return ModuleResult(None, {}, reason, lines=tuple(n for n, _ in lines.most_common()))
     if config and choice[-1] == 0 and search.agrees((*choice[:-1], 1)):
         choice = (*choice[:-1], 1)
     search.set(choice)
@@ -99,12 +108,25 @@ def build_module(
     if taken and not _kept_function(dense, taken, tolerance):
         return ModuleResult(None, {}, "a scale that was moved into weights changes the graph")
     factors = {name: factor for d in taken for name, factor in d.factors.items()}
-    return ModuleResult(module, attributes, scales=factors)
+    thinning.apply(module)
+    return ModuleResult(module, attributes, scales=factors, thinning=thinning)
+
+
+def _thin(
+    compare: Callable[[nn.Module], float], thinning: Thinning
+) -> Callable[[nn.Module], float]:
+    """The comparison of a module without what leaves it."""
+
+    def compared(module: nn.Module) -> float:
+        with thinning.applied(module):
+            return compare(module)
+
+    return compared
 
 
 def _by_all_names(graph: Graph, dense: Program, kept: Kept) -> dict[str, Tensor]:
     """The dense program's tensors, and those of side branches cut to the widths they read."""
-    tensors = {name: dense.tensors[name] for name in graph.program.tensors}
+    tensors = {n: dense.tensors[n] for n in graph.program.tensors if n in dense.tensors}
     for name, tensor in graph.beside.items():
         tensors[name] = cut_tensor(tensor, graph.inference.beside[name], kept)
     return {
@@ -146,12 +168,15 @@ def _unselectable(dense: Program) -> str:
     return ""
 
 
-def _reason(outcome: Outcome, dense: Program) -> str:
+def _reason(outcome: Outcome, dense: Program, dropped: Collection[str]) -> str:
     reason = outcome.text
     if not math.isinf(outcome.error):
         reason = f"the module runs but differs from the graph by {outcome.error:.2g}"
-    unplaced = [name for name in dense.tensors if name.startswith(CONSTANT)]
-    if unplaced:
-        where = ", ".join(name.removeprefix(CONSTANT) for name in unplaced[:3])
+    unplaced = [n.removeprefix(CONSTANT) for n in dense.tensors if n.startswith(CONSTANT)]
+    means = [name for name in unplaced if name in dropped]
+    if means:
+        reason += f" (no bias can take the mean of what was dropped at {', '.join(means[:3])})"
+    elif unplaced:
+        where = ", ".join(unplaced[:3])
         reason += f" (constants were folded after {where}, which have no bias to take them)"
     return reason

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..capture.program import identity
 from ..errors import PlanError
 from .resize_modules import Changes, as_type_of, plain
+from .thin_modules import Thinning
 
 _GRAPH_ONLY = "prunec_"  # tensors the rewrite put beside nodes: the module held without them
 
@@ -22,13 +23,15 @@ def replay(
     new_tensors: Mapping[str, Tensor],
     shapes: Mapping[str, Any],
     scales: Mapping[str, Tensor] | None = None,
+    thinning: Thinning | None = None,
 ) -> nn.Module:
     """A smaller copy of a model of the original shapes.
 
     `slices`: kept indices per axis of each tensor that is cut (a tied one is cut once, under any
     of its names). `attributes`: as `ModuleResult.attributes`. `new_tensors`: tensors that replace
     the cut ones, or that are new (a bias where there was none). `shapes`: the original shapes of
-    the tensors that are cut. `scales`: what cut tensors are then multiplied by.
+    the tensors that are cut. `scales`: what cut tensors are then multiplied by. `thinning`: the
+    modules that leave it in the end; until then names are the original's.
 
     Raises PlanError when the model is another one.
     """
@@ -64,6 +67,8 @@ def replay(
         if not add_tensor(small, name, own):
             raise PlanError(f"{type(model).__name__} has no place for the plan's '{name}'.")
     apply_attributes(small, attributes)
+    if thinning:
+        thinning.apply(small)
     return small
 
 

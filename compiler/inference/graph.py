@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from ..ir.drop import Drop
 from ..ir.program import Program
 from .dependency import dependency_graph
 from .dimensions import Dimension, find_dimensions
@@ -35,7 +36,8 @@ class Graph:
 
     `outputs`: the outputs that matter, as they were named to `capture`; None: all. `sides`:
     branches that the program does not run; of these only the widths they share with it are used.
-    `beside`: the tensors that only they hold. `untie_tables`: as `capture` takes it.
+    `beside`: the tensors that only they hold. `untie_tables`: as `capture` takes it. `whole`: the
+    graph as captured, this one unless branches of it were dropped; `drops`: which.
     """
 
     def __init__(
@@ -44,11 +46,15 @@ class Graph:
         outputs: Sequence[str | int] | None = None,
         sides: Sequence[Program] = (),
         untie_tables: bool = False,
+        whole: Graph | None = None,
+        drops: Sequence[Drop] = (),
     ) -> None:
         self.outputs = None if outputs is None else list(outputs)
-        self.untie_tables = untie_tables
+        self.untie_tables = untie_tables or (whole is not None and whole.untie_tables)
+        self.whole: Graph = self if whole is None else whole
+        self.drops = tuple(drops)
         self._infer(program, sides)
-        if untie_tables:
+        if untie_tables:  # what remains of a graph has its own reads already
             self._infer(with_reads(program, self.inference), sides)
         self._select_where_shuffles_freeze(sides)
 
@@ -56,17 +62,20 @@ class Graph:
         """The same dimensions over a program that differs in its tensors' values only."""
         other = object.__new__(type(self))
         vars(other).update(vars(self), program=program)
+        other.whole = other if self.whole is self else self.whole
         return other
 
     def _infer(self, program: Program, sides: Sequence[Program]) -> None:
         self.program = program
         self.inference: Inference = infer(program)
         self.sides = [SideBranch(side, infer_side(side, self.inference)) for side in sides]
+        whole = program if self.whole is self else self.whole.program
+        gone = whole.tensors.keys() - program.tensors.keys()  # sides may run what was dropped
         self.beside = {
             name: tensor
             for side in reversed(sides)
             for name, tensor in side.tensors.items()
-            if name in self.inference.beside
+            if name in self.inference.beside and name not in gone
         }
         self.aliases = {n: known for p in (*sides, program) for n, known in p.aliases.items()}
         self.dimensions: dict[str, Dimension] = find_dimensions(program, self.inference)
@@ -93,7 +102,8 @@ class Graph:
     @property
     def axes(self) -> dict[str, Terms]:
         """The terms of every tensor that a plan may cut, by name."""
-        return {**self.inference.tensors, **self.inference.beside}
+        beside = {n: t for n, t in self.inference.beside.items() if n in self.beside}
+        return {**self.inference.tensors, **beside}
 
     @property
     def source(self) -> nn.Module:

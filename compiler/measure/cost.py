@@ -54,7 +54,8 @@ def cost(graph: Graph, kept: Mapping[Var, int] | Kept | None = None) -> Cost:
 
 
 def _unused(graph: Graph) -> tuple[int, int]:
-    used = {id(t) for t in (*graph.program.tensors.values(), *graph.beside.values())}
+    """Entries and bytes of what no captured graph reads; what a dropped branch read is gone."""
+    used = {id(t) for t in (*graph.whole.program.tensors.values(), *graph.whole.beside.values())}
     source = graph.source
     rest = [p for p in source.parameters() if id(p) not in used]
     held = [t for t in (*rest, *source.buffers()) if id(t) not in used]

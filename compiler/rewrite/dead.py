@@ -19,8 +19,8 @@ from ..inference.dimensions import Dimension
 from ..inference.graph import Graph
 from ..inference.rule import Sink, bound_arguments, op_name
 from ..ir.terms import Var, variables
+from .folds import Fold
 from .known_values import Known, known_values
-from .rewrite import Fold
 from .slicing import Kept, term_labels, zero_tensor
 
 

@@ -8,27 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from ..inference.graph import Graph, SideBranch
-from ..inference.rule import SELECTION, bound_arguments, op_name
+from ..inference.rule import SELECTION, bound_arguments
 from ..ir.program import Program
 from ..ir.terms import Concat, Term, known_size, resolve, variables
+from .folds import Fold, absorb_constants, fold_constants, set_argument
 from .slicing import Kept, cut_tensor, gather_index, kept_size, term_indices, touches
-
-CONSTANT = "prunec_constant_"  # names a constant added behind a node that has no bias to take it
-
-
-@dataclasses.dataclass(frozen=True)
-class Fold:
-    """A constant that removed channels contributed to a consumer: added to its bias.
-
-    `axis`: the result axis the vector lies along; `vector`: its values, at the original width.
-    """
-
-    node: str
-    axis: int
-    vector: Tensor
 
 
 class CutOnUse(dict[str, Tensor]):
@@ -81,8 +68,9 @@ def rewrite(
         writer = _NodeWriter(dense, mapping[node], kept)
         for action in actions:
             action(writer)
-    for fold in folds:
-        _fold(graph, dense, fold, kept)
+    fold_constants(graph, dense, folds, kept)
+    if isinstance(graph, Graph):
+        absorb_constants(dense, [drop.result for drop in graph.drops])
     copy.lint()
     return dense
 
@@ -109,16 +97,7 @@ class _NodeWriter:
 
     def set(self, name: str, value: Any) -> None:
         """Replace an argument by its schema name."""
-        target = self.node.target
-        assert isinstance(target, torch._ops.OpOverload)
-        for i, argument in enumerate(target._schema.arguments):
-            if argument.name == name:
-                if i < len(self.node.args):
-                    self.node.update_arg(i, value)
-                else:
-                    self.node.update_kwarg(name, value)
-                return
-        raise KeyError(f"{target} has no argument {name}")
+        set_argument(self.node, name, value)
 
     def scale(self, value: Any, term: Term) -> Any:
         """A size argument at the new width: literals are replaced, -1 is kept, and an expression
@@ -167,91 +146,3 @@ class _NodeWriter:
         for old in before:
             if not old.users:
                 graph.erase_node(old)
-
-
-def _fold(graph: Graph | SideBranch, dense: Program, fold: Fold, kept: Kept) -> None:
-    """Add a constant vector to the result of a consumer, through its bias where it has its own."""
-    node = next(n for n in dense.graph.nodes if n.name == fold.node)
-    original = next(n for n in graph.program.graph.nodes if n.name == fold.node)
-    terms = graph.inference.terms[original]
-    vector = fold.vector.index_select(
-        0, term_indices(terms[fold.axis], kept).to(fold.vector.device)
-    )
-    given = bound_arguments(node)
-    bias, weight = _bias(node), given.get("weight")
-    writer = _NodeWriter(dense, node, kept)
-    if isinstance(bias, fx.Node) and bias.op == "get_attr" and _sole_use(dense.graph, bias):
-        old = dense.tensors[str(bias.target)]
-        new = (old.detach().double() + vector.double()).to(old.dtype)
-        dense.tensors[str(bias.target)] = _like(old, new)
-    elif bias is None and "bias" in given and weight is not None and _own_weight(dense, weight):
-        name = f"{str(weight.target).rpartition('.')[0]}.bias"
-        like = dense.tensors[str(weight.target)]
-        dense.tensors[name] = _like(like, vector.to(like.dtype))
-        with dense.graph.inserting_before(node):
-            writer.set("bias", dense.graph.get_attr(name))
-    else:
-        _add_after(dense, node, fold, vector)
-
-
-def _bias(node: fx.Node) -> Any:
-    """The vector a contraction adds to every position of its result."""
-    given = bound_arguments(node)
-    if op_name(node.target) == "aten::addmm" and given.get("beta") == 1:
-        added = given["x"]
-        return added if added.meta["val"].dim() == 1 else None
-    return given.get("bias")
-
-
-def _own_weight(dense: Program, weight: Any) -> bool:
-    """Whether the weight is a module's `weight`, used once, beside which a bias has a free name."""
-    if not isinstance(weight, fx.Node) or weight.op != "get_attr":
-        return False
-    path, _, leaf = str(weight.target).rpartition(".")
-    return (
-        leaf == "weight" and _sole_use(dense.graph, weight) and f"{path}.bias" not in dense.tensors
-    )
-
-
-def _sole_use(graph: fx.Graph, tensor: fx.Node) -> bool:
-    uses = [
-        user
-        for n in graph.nodes
-        if n.op == "get_attr" and n.target == tensor.target
-        for user in n.users
-    ]
-    return len(uses) == 1
-
-
-def _like(old: Tensor, new: Tensor) -> Tensor:
-    return nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
-
-
-def _add_after(dense: Program, node: fx.Node, fold: Fold, vector: Tensor) -> None:
-    name = CONSTANT + node.name
-    rank = node.meta["val"].dim()
-    shape = [1] * rank
-    shape[fold.axis] = -1
-    dense.tensors[name] = nn.Parameter(
-        vector.reshape(shape).to(node.meta["val"].dtype),
-        requires_grad=any(isinstance(t, nn.Parameter) for t in dense.tensors.values()),
-    )
-    users = list(node.users)
-    with dense.graph.inserting_after(node):
-        constant = dense.graph.get_attr(name)
-    with dense.graph.inserting_after(constant):
-        total = dense.graph.call_function(torch.ops.aten.add.Tensor, (node, constant))
-    total.meta = dict(node.meta)
-    for user in users:
-        user.replace_input_with(node, total)
-
-
-def folded_tensors(graph: Graph, dense: Program, folds: Sequence[Fold]) -> list[str]:
-    """The names of dense tensors whose values hold a folded constant."""
-    names = set(dense.tensors) - set(graph.program.tensors)
-    nodes = {n.name: n for n in dense.graph.nodes}
-    for fold in folds:
-        bias = _bias(nodes[fold.node])
-        if isinstance(bias, fx.Node):
-            names.add(str(bias.target))
-    return sorted(names)

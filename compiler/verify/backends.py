@@ -59,7 +59,7 @@ def module_error(
         m.training = False
     try:
         for (args, kwargs), wanted in zip(calls, expected, strict=True):
-            with torch.no_grad(), full_precision(), _shapes_only(program) as as_run:
+            with torch.no_grad(), full_precision(), shapes_only(program) as as_run:
                 args, kwargs = as_run((args, kwargs))
                 found = _seeded(lambda: module(*args, **kwargs))  # noqa: B023
             found = select_like(program, found)
@@ -85,7 +85,7 @@ def training_break(program: Program, module: nn.Module, call: Call) -> str:
 
 def _raised_in_training(program: Program, module: nn.Module, call: Call) -> Exception | None:
     try:
-        with train_mode(module), _shapes_only(program) as as_run:
+        with train_mode(module), shapes_only(program) as as_run:
             args, kwargs = as_run(call)
             _seeded(lambda: module(*args, **kwargs))
     except Exception as error:  # whatever a model raises
@@ -94,7 +94,7 @@ def _raised_in_training(program: Program, module: nn.Module, call: Call) -> Exce
 
 
 @contextlib.contextmanager
-def _shapes_only(program: Program) -> Iterator[Callable[[Any], Any]]:
+def shapes_only(program: Program) -> Iterator[Callable[[Any], Any]]:
     """Fake tensors in place of meta ones: with those, models know that there are no values to ask
     for (transformers reads its attention mask otherwise). Yields what makes arguments fit."""
     if not program.is_meta:

@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..cause import cause
 from ..inference.dimensions import Dimension
 from ..inference.graph import Graph
+from ..ir.drop import without
 from ..ir.program import source_line
 from ..ir.terms import Var, variables
 from ..rewrite.rewrite import rewrite
 from ..rewrite.slicing import Kept, term_indices, zero_tensor
+from .dropped import WithoutBranches
 from .interpreter import ProgramInterpreter, relative_error
 from .oracles import TOLERANCE, permuted, random_orders
 from .rescale import rescaler
@@ -31,6 +34,21 @@ def blame_permutation(graph: Graph, inputs: Sequence[Any], seed: int = 0) -> str
         return _first_difference(graph, reference, shared, order, inputs)
 
     return _blame(graph, list(graph.prunable.values()), difference)
+
+
+def blame_drop(graph: Graph, inputs: Sequence[Any]) -> str:
+    """Drop the branches one by one, in order; name the first with which the two differ."""
+    for count, drop in enumerate(graph.drops, 1):
+        some = graph.drops[:count]
+        try:
+            program = without(graph.whole.program, some)
+            found = ProgramInterpreter(program, dtype=torch.float64)(inputs)
+        except Exception as error:  # whatever a program that lacks a node raises
+            return f"without branch '{drop.name}' the graph does not run: {cause(error)}"
+        expected = WithoutBranches(graph.whole.program, some, torch.float64)(inputs)
+        if relative_error(found, expected) > TOLERANCE:
+            return f"branch '{drop.name}', dropped at node {drop.result}, is to blame; exclude it"
+    return "each of the drops passes alone"
 
 
 def blame_plan(graph: Graph, planned: Kept, inputs: Sequence[Any], statistics: bool) -> str:

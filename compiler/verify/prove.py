@@ -16,7 +16,8 @@ from ..rewrite.dead import DeadEntries
 from ..rewrite.rewrite import rewrite
 from ..rewrite.slicing import Kept
 from .backends import capture_error
-from .blame import blame_permutation, blame_plan
+from .blame import blame_drop, blame_permutation, blame_plan
+from .dropped import dropped
 from .oracles import (
     Check,
     Inputs,
@@ -55,7 +56,8 @@ def verification_inputs(state: Compilation, seed: int = 1) -> list[list[Any]]:
 def prove(
     graph: Graph, program: Program, planned: Kept, dead: DeadEntries, inputs: Inputs
 ) -> list[Check]:
-    """That the graph is the model's, and the three checks of a dense program.
+    """That the graph is the model's, that what remains of it without dropped branches is the model
+    with their values replaced, and the three checks of a dense program.
 
     `planned`: kept entries of planned removals; `inputs`: flat inputs to compare on. Weights on the
     meta device cannot be compared: one check says so. Raises VerificationError with the culprit.
@@ -76,10 +78,12 @@ def prove(
 def _checks(
     graph: Graph, program: Program, planned: Kept, dead: DeadEntries, inputs: Inputs
 ) -> list[Check]:
-    checks = [
-        require(capture_error(graph, inputs), lambda: BRANCH),
-        require(permutation(graph, inputs[:1]), lambda: blame_permutation(graph, inputs[0])),
-    ]
+    checks = [require(capture_error(graph.whole, inputs), lambda: BRANCH)]
+    if graph.drops:
+        checks.append(require(dropped(graph, inputs), lambda: blame_drop(graph, inputs[0])))
+    checks.append(
+        require(permutation(graph, inputs[:1]), lambda: blame_permutation(graph, inputs[0]))
+    )
     coupled = {d.var for d in graph.prunable.values() if d.var in planned and not d.exact}
     exact = {var: kept for var, kept in planned.items() if var not in coupled}
     removed = {v: _without(planned, v, gone) for v, gone in dead.removed.items()}

@@ -63,7 +63,7 @@ class Candidates:
             if d.var is not None and widths.get(d.name, d.size) < d.size
         }
         model = graph.source
-        if kept:
+        if kept or graph is not graph.whole:  # branches have been dropped
             model = emit(graph, rewrite(graph, kept), kept, trainable=False)[0].model
         program = graph.program
         before, after = self._files(model)

@@ -28,7 +28,7 @@ def calibration_batches(
     there is one, run side by side, estimated from the first batch by the size of the inputs. Raises
     PlanError, naming the pass that `asks`, where there is nothing to use.
     """
-    program = state.graph.program
+    program = state.graph.whole.program
     batches = (
         state.calibration
         if given is None
@@ -73,7 +73,7 @@ def _shapes(flat: Sequence[Any]) -> tuple[Any, ...]:
 
 def _peak(state: Compilation, flat: Sequence[Any]) -> int:
     """The most bytes that one batch leaves in the programs between two contractions."""
-    programs = [state.graph.program]
+    programs = [state.graph.whole.program]
     if state.dense is not None:
         programs.append(state.dense.program)
     streams = [Stream(p, [flat]) for p in programs]

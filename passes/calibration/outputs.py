@@ -1,4 +1,4 @@
-"""How far the smaller model's outputs are from the original's, on calibration data."""
+"""How far a model's outputs are from the original's, on calibration data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx
 
-from ...compiler.ir.program import output_values
+from ...compiler.ir.program import Program, output_values
 from ...compiler.verify.interpreter import ProgramInterpreter
 from .moments import wide
 from .tokens import TokenMasks
@@ -16,31 +16,48 @@ if TYPE_CHECKING:
     from ...compiler.compilation import Compilation
 
 
-def output_error(state: Compilation, batches: Sequence[Sequence[Any]]) -> float | None:
-    """|smaller - original|² / |original|² over the batches, the mean of the float outputs; None
-    where there is none. Padding does not count."""
-    assert state.dense is not None
-    program = state.graph.program
-    masks = TokenMasks(program, batches)
-    runs = ProgramInterpreter(program), ProgramInterpreter(state.dense.program)
-    node = next(n for n in program.graph.nodes if n.op == "output")
-    sources = output_values(node.args[0])
-    missed: dict[int, float] = {}
-    energy: dict[int, float] = {}
-    for batch, flat in enumerate(batches):
-        values = zip(sources, *(run(flat) for run in runs), strict=True)
+class OutputError:
+    """|found - expected|² / |expected|² over batches, the mean of the float outputs. Padding does
+    not count. `program`: the original, by whose outputs padding is known."""
+
+    def __init__(self, program: Program, masks: TokenMasks) -> None:
+        node = next(n for n in program.graph.nodes if n.op == "output")
+        self.masks = masks
+        self._sources = output_values(node.args[0])
+        self._missed: dict[int, float] = {}
+        self._energy: dict[int, float] = {}
+
+    def add(self, batch: int, expected: Sequence[Any], found: Sequence[Any]) -> None:
+        """Count a batch in, by its number among those the masks are of."""
+        values = zip(self._sources, expected, found, strict=True)
         for i, (source, a, b) in enumerate(values):
             if not (
                 isinstance(a, Tensor) and a.is_floating_point() and isinstance(source, fx.Node)
             ):
                 continue
             a, b = wide(a), wide(b)
-            tokens = masks.rows(source, batch, a.shape[:2]) if a.dim() > 2 else None
+            tokens = self.masks.rows(source, batch, a.shape[:2]) if a.dim() > 2 else None
             if tokens is not None:
                 own = tokens.to(a.device)
                 a, b = a.flatten(0, 1)[own], b.flatten(0, 1)[own]
             finite = a.isfinite()  # a mask's -inf is right or wrong, not far
-            missed[i] = missed.get(i, 0.0) + float((a - b)[finite].square().sum())
-            energy[i] = energy.get(i, 0.0) + float(a[finite].square().sum())
-    shares = [missed[i] / energy[i] for i in missed if energy[i] > 0]
-    return sum(shares) / len(shares) if shares else None
+            missed = float((a - b)[finite].square().sum())
+            self._missed[i] = self._missed.get(i, 0.0) + missed
+            self._energy[i] = self._energy.get(i, 0.0) + float(a[finite].square().sum())
+
+    @property
+    def value(self) -> float | None:
+        """The error so far; None where there is no float output that is not zero."""
+        shares = [self._missed[i] / e for i, e in self._energy.items() if e > 0]
+        return sum(shares) / len(shares) if shares else None
+
+
+def output_error(state: Compilation, batches: Sequence[Sequence[Any]]) -> float | None:
+    """The error of the smaller model against the original; None where no output tells."""
+    assert state.dense is not None
+    program = state.graph.whole.program
+    error = OutputError(program, TokenMasks(program, batches))
+    original, smaller = ProgramInterpreter(program), ProgramInterpreter(state.dense.program)
+    for batch, flat in enumerate(batches):
+        error.add(batch, original(flat), smaller(flat))
+    return error.value

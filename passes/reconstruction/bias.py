@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from ...compiler.emit.build import Dense
 from ...compiler.inference.rule import bound_arguments, op_name
-from ...compiler.rewrite.rewrite import CONSTANT
+from ...compiler.ir.drop import CONSTANT
 from ..calibration.consumers import Consumer, columns
 from ..calibration.uses import tensor_uses
 
@@ -126,7 +126,8 @@ def add_bias(state: Compilation, consumer: Consumer, name: str) -> None:
             _set_bias(node, dense.program.graph.get_attr(name))
     _add_to_graph_module(dense, consumer, name, bias)
     if dense.module is not None:
-        dense.module.get_submodule(name.rpartition(".")[0]).register_parameter("bias", bias)
+        path = state.plan.thinning.now(name.rpartition(".")[0])
+        dense.module.get_submodule(path).register_parameter("bias", bias)
         # by which a fresh model gets its place for it; trained values are not part of a plan
         state.plan.constants[name] = torch.zeros_like(bias.detach()).cpu()
 

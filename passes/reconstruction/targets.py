@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from ...compiler.ir.program import Program
 from ...compiler.ir.terms import variables
+from ...compiler.rewrite.depth import stands_for
 from ...compiler.rewrite.slicing import term_indices
 from ..calibration.consumers import Consumer, columns
 from ..calibration.moments import Moments, wide
@@ -31,6 +32,7 @@ class Comparison:
     The original gives the targets, at the entries that were kept; the smaller model, repaired so
     far, the inputs. So each layer also makes up for what the ones before it could not. Where its
     output goes into a residual sum, the sum is the target: what the stream is off by counts too.
+    Where branches were dropped behind it, the target is the original's value behind those.
     `layers`: all that may be repaired.
     """
 
@@ -45,13 +47,15 @@ class Comparison:
         self.dense: Program = state.dense.program
         self.kept = state.plan.combined()
         self.masks = TokenMasks(self.dense, batches)
+        self.terms = {n.name: terms for n, terms in state.graph.inference.terms.items()}
+        self.stands_for = stands_for(state.graph, self.dense)
         nodes = {node for consumer in layers for node in consumer.nodes}
         self.sums = {node: find_sum(node, nodes) for node in nodes}
         self.restart()
 
     def restart(self) -> None:
         """Run both from their inputs again: weights that had been used were changed."""
-        self.original = Stream(self.state.graph.program, self.batches)
+        self.original = Stream(self.state.graph.whole.program, self.batches)
         self.smaller = Stream(self.dense, self.batches)
 
     def off(self, consumer: Consumer, constant: str | None) -> tuple[int, bool]:
@@ -108,14 +112,17 @@ class Comparison:
         if self.smaller.passed(node):
             self.restart()
         total = self.sums[node]
-        end = self.original.by_name[node.name if total is None else total.node.name]
+        own = node.name if total is None else total.node.name
+        end = self.original.by_name[self.stands_for.get(own, own)]
+        if self._lost(end):
+            self.restart()
         self.smaller.advance(node)
         self.original.advance(end, through=True)
         for batch in range(len(self.batches)):
             self.smaller.turn_to(batch)
             self.original.turn_to(batch)
             raw = self.smaller.run_node(node)
-            target = wide(self._kept(end, self.original.value_of(end)))
+            target = wide(self._kept(own, self.original.value_of(end)))
             if total is not None:
                 error = target - total.value(self.smaller, node, raw)
                 error = total.back(self.smaller, node, raw, error)
@@ -128,9 +135,14 @@ class Comparison:
             x = self.smaller.value_of(consumer.input_of(node))
             yield batch, x, error, target
 
-    def _kept(self, original: fx.Node, value: Tensor) -> Tensor:
-        """Of an original's value, what the smaller model has of it."""
-        for axis, term in enumerate(self.state.graph.inference.terms[original]):
+    def _lost(self, end: fx.Node) -> bool:
+        """Whether the original has run through a node and does not hold its value any more."""
+        self.original.turn_to(0)
+        return self.original.passed(end) and end not in self.original.env
+
+    def _kept(self, name: str, value: Tensor) -> Tensor:
+        """Of an original's value, what the smaller model has of it at the node of that name."""
+        for axis, term in enumerate(self.terms[name]):
             if any(v in self.kept for v in variables(term)):
                 value = value.index_select(axis, term_indices(term, self.kept).to(value.device))
         return value

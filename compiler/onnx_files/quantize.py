@@ -1,0 +1,224 @@
+"""An .onnx file in int8, by onnxruntime's own quantiser, and how far it is from the model."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..capture.eval_mode import eval_mode
+from ..cause import cause
+from ..errors import ExportError
+from .names import input_tensors
+from .parity import reference_outputs
+from .session import OnnxSession
+
+MODES = ("dynamic", "static")
+# Convolutions have no fast kernel with activations quantised on the fly: those take "static".
+_DYNAMIC_OPS = ["MatMul", "Gemm", "Gather"]
+_STATIC_OPS = ["Conv", "ConvTranspose", "MatMul", "Gemm"]
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizeReport:
+    """What int8 did to a file: bytes before and after, the nodes that compute in int8, and how far
+    the outputs are from the float model's on `batches` batches: the relative root mean square
+    error, and the largest error against the largest value."""
+
+    path: str
+    mode: str
+    bytes_before: int
+    bytes: int
+    quantized: int
+    batches: int
+    rms_error: float
+    max_rel_error: float
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON types."""
+        return dataclasses.asdict(self)
+
+
+def quantize_onnx(
+    module: nn.Module,
+    source: Path | str,
+    path: Path | str,
+    calls: Sequence[Call],
+    *,
+    mode: str = "dynamic",
+    per_channel: bool = True,
+) -> QuantizeReport:
+    """Write `source`, a float .onnx of `module`, to `path` with int8 weights.
+
+    `mode`: "dynamic" takes the range of activations from each input (transformers, linear layers);
+    "static" takes it from `calls`, the arguments of forward on calibration data (convolutions).
+    `calls` are also what the file is compared with the module on; those of other shapes than the
+    file takes are left out. Nothing appears at `path` that
+    onnxruntime does not load and run.
+
+    Raises:
+        ExportError: an unknown mode, no calls, or a file onnxruntime cannot quantise or run.
+    """
+    source, path = Path(source), Path(path)
+    if mode not in MODES:
+        raise ExportError(f"int8 is 'dynamic' or 'static', not {mode!r}.")
+    if not calls:
+        raise ExportError("int8 needs calibration data to choose ranges or to be compared on.")
+    given = [(call, input_tensors(module, *call)) for call in calls]
+    given = [(call, feed) for call, feed in given if _fits(source, feed)]
+    if not given:
+        raise ExportError(
+            f"{source.name} takes none of the calibration batches: apart from the batch, their"
+            " shapes are not those it was exported with."
+        )
+    calls, feeds = [call for call, _ in given], [feed for _, feed in given]
+    with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as scratch:
+        draft = Path(scratch) / path.name
+        try:
+            with _quiet():
+                _quantize(source, draft, feeds, mode, per_channel, Path(scratch))
+        except Exception as error:  # the quantiser raises whatever its many parts raise
+            raise ExportError(
+                f"onnxruntime cannot quantise {source.name}: {cause(error)}; deliver the float"
+                f" file, or try mode='{MODES[mode == 'dynamic']}'."
+            ) from error
+        rms, worst = _distance(module, calls, feeds, draft)
+        quantized = _count(draft)
+        if not quantized:
+            raise ExportError(
+                f"onnxruntime found nothing to quantise in {source.name} with mode='{mode}': try"
+                f" mode='{MODES[mode == 'dynamic']}'."
+            )
+        draft.replace(path)
+    return QuantizeReport(
+        str(path), mode, _bytes(source), _bytes(path), quantized, len(calls), rms, worst
+    )
+
+
+def _fits(source: Path, feed: dict[str, Tensor]) -> bool:
+    """Whether the file takes inputs of these shapes; an axis with a name takes any size."""
+    return all(
+        name in feed
+        and len(shape) == feed[name].dim()
+        and all(isinstance(a, str) or a == b for a, b in zip(shape, feed[name].shape, strict=True))
+        for name, shape, _ in OnnxSession(source).signature()
+    )
+
+
+def _quantize(
+    source: Path,
+    draft: Path,
+    feeds: Sequence[dict[str, Tensor]],
+    mode: str,
+    per_channel: bool,
+    scratch: Path,
+) -> None:
+    import onnx
+    from onnxruntime import quantization
+
+    # The quantiser turns Gemm's weights round and trips over the shapes noted for them: it infers
+    # shapes itself.
+    ready = scratch / "ready.onnx"
+    model = onnx.load(str(source))
+    del model.graph.value_info[:]
+    large = sum(t.ByteSize() for t in model.graph.initializer) > 2**30
+    onnx.save(model, str(ready), save_as_external_data=large)
+    if mode == "dynamic":
+        quantization.quantize_dynamic(
+            ready,
+            draft,
+            op_types_to_quantize=_DYNAMIC_OPS,
+            per_channel=per_channel,
+            weight_type=quantization.QuantType.QInt8,
+            extra_options={"MatMulConstBOnly": True},
+        )
+        return
+    names = OnnxSession(source).inputs
+
+    class Reader(quantization.CalibrationDataReader):
+        def __init__(self) -> None:
+            self.left = iter(feeds)
+
+        def get_next(self) -> Any:
+            feed = next(self.left, None)
+            if feed is None:
+                return None
+            return {n: feed[n].detach().cpu().contiguous().numpy() for n in names}
+
+    quantization.quantize_static(
+        ready,
+        draft,
+        Reader(),
+        quant_format=quantization.QuantFormat.QDQ,
+        per_channel=per_channel,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+        op_types_to_quantize=_STATIC_OPS,
+        extra_options={"MatMulConstBOnly": True},
+    )
+
+
+def _distance(
+    module: nn.Module, calls: Sequence[Call], feeds: Sequence[dict[str, Tensor]], path: Path
+) -> tuple[float, float]:
+    """Relative root mean square error and largest relative error over all float outputs."""
+    session = OnnxSession(path)
+    missed = energy = worst = 0.0
+    for call, feed in zip(calls, feeds, strict=True):
+        with eval_mode(module), torch.no_grad():
+            expected = reference_outputs(module, *call)
+        for a, b in zip(expected.values(), session.run(feed), strict=True):
+            if not a.is_floating_point() or a.numel() == 0:
+                continue
+            a, b = a.detach().cpu().double(), b.double()
+            finite = a.isfinite()
+            if not bool(b[finite].isfinite().all()):
+                raise ExportError("the int8 file gives values that are not finite.")
+            error = (a - b)[finite].abs()
+            missed += float(error.square().sum())
+            energy += float(a[finite].square().sum())
+            scale = float(a[finite].abs().max()) if bool(finite.any()) else 0.0
+            worst = max(worst, float(error.max()) / scale if scale else 0.0)
+    return (missed / energy) ** 0.5 if energy else 0.0, worst
+
+
+def _count(path: Path) -> int:
+    """The nodes that compute with, or read, int8 weights."""
+    import onnx
+
+    graph = onnx.load(str(path), load_external_data=False).graph
+    integers = {t.name for t in graph.initializer if t.data_type in (2, 3)}
+    return sum(any(name in integers for name in node.input) for node in graph.node)
+
+
+def _bytes(path: Path) -> int:
+    data = Path(f"{path}.data")
+    return path.stat().st_size + (data.stat().st_size if data.exists() else 0)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantiser prints and warns about models it deals with all the same."""
+    level = logging.root.manager.disable
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(level)
