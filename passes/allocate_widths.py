@@ -164,8 +164,9 @@ class AllocateWidths(Pass):
         return next((s for p, s in self.floors.items() if matches(dimension, [p])), FLOOR)
 
     def _within_error(self, state: Compilation, free: list[Dimension]) -> Widths:
+        # Of a product both factors: what nothing is lost with is no share of a budget.
         known = [d for d in free if d.exact and d.name in (state.errors or {})]
-        least = widths_within(one_factor_each(known, []), state.errors, self.target.value)
+        least = widths_within(known, state.errors, self.target.value)
         by_name = state.graph.dimensions
         return {
             name: min(
