@@ -21,6 +21,7 @@ import gc
 import math
 import signal
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,7 @@ class Bench:
                     row |= self._measured(subject, cell, batch)
             except Exception as error:  # whatever CUDA, inductor or a compile raise
                 row["failed"] = cause(error)[:500]
+                row["where"] = traceback.format_exc()[-2000:]
             row["seconds"] = round(time.monotonic() - began, 1)
             self._free()
         self.rows.append(row)

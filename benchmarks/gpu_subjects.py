@@ -93,7 +93,7 @@ class Subject:
         self.length = (32 if self.shape.reads == "pixels" else 16) if tiny else self.shape.length
         torch.manual_seed(0)
         with torch.device(device):
-            self.model = self.shape.make(tiny).to(DTYPES[dtype]).eval()
+            self.model = self.shape.make(tiny).to(device, DTYPES[dtype]).eval()
         self.graph: Graph = compiler.capture(self.model, kwargs=self.inputs(EXAMPLES))
         self.half: Result = self._cut(ratio=0.5)
 
