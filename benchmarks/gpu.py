@@ -18,7 +18,7 @@ import argparse
 import contextlib
 import dataclasses
 import gc
-import math
+import os
 import signal
 import time
 import traceback
@@ -29,12 +29,13 @@ from typing import Any
 import checkout  # noqa: F401
 import torch
 from gpu_subjects import DTYPES, SHAPES, Replayed, Subject, device_peaks
+from gpu_table import bound, summary, table
 from record import record
 from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from prunec.compiler.cause import cause
+from prunec.compiler.errors import TargetError
 from prunec.compiler.measure.model_timing import compare_modules
 from prunec.compiler.measure.timing import Comparison
 from prunec.compiler.result import Result
@@ -43,8 +44,6 @@ RUNTIMES = ("torch", "graph", "compile")
 # Seconds that a cell is expected to take before one of its kind ran.
 GUESSES = {"prepare": 15.0, "torch": 6.0, "graph": 6.0, "asked": 40.0, "compile": 60.0}
 TINY_BATCH = 4  # of a dry run
-PAYS = 0.8  # of the share of the MACs that went; less, and what bounds the time is named
-IDLE = 0.3  # a device idle for more of a call than this waits for launches
 Row = dict[str, Any]
 
 
@@ -164,6 +163,8 @@ class Bench:
                 subject = self._held(cell)
                 with self.budget.spend(cell.kind):
                     row |= self._measured(subject, cell, batch)
+            except TargetError as error:
+                row["out of reach"] = cause(error)
             except Exception as error:  # whatever CUDA, inductor or a compile raise
                 row["failed"] = cause(error)[:500]
                 row["where"] = traceback.format_exc()[-2000:]
@@ -254,82 +255,6 @@ def numbers(timed: Comparison, result: Result) -> Row:
     }
 
 
-def bound(row: Row, rows: list[Row]) -> str:
-    """Where a cut pays less than its MACs: what the time of the result goes into. The share of an
-    eager call that the device is idle is known where the same cell ran as a CUDA graph."""
-    if "measured" not in row or row["measured"] * row["macs"] >= PAYS:
-        return ""
-    same = ("model", "phase", "dtype", "many", "asked")
-    alike = [r for r in rows if all(r[k] == row[k] for k in same) and "measured" in r]
-    replayed = next((r["after ms"] for r in alike if r["runtime"] == "graph"), math.inf)
-    idle = 1 - replayed / row["after ms"]
-    if row["runtime"] == "torch" and idle > IDLE:
-        return f"launches: the device is idle {idle:.0%} of a call"
-    compute, memory = row["of peak compute"], row["of peak memory"]
-    if max(compute, memory) < IDLE:
-        return f"small kernels: {compute:.0%} of peak compute, weights read at {memory:.0%} of peak"
-    if memory > compute:
-        return f"memory: weights read at {memory:.0%} of peak"
-    return f"compute: {compute:.0%} of peak"
-
-
-def table(rows: list[Row]) -> Table:
-    """A row for each cell that ran, or failed."""
-    shown = Table(title="GPU: original against smaller", title_justify="left")
-    for column in (
-        "model", "phase", "dtype", "runtime", "batch", "asked", "predicted", "measured", "95 %",
-        "A/A", "before ms", "after ms", "MACs", "parameters", "bound by",
-    ):  # fmt: skip
-        shown.add_column(column)
-    for row in rows:
-        if "skipped" in row:
-            continue
-        cells = [*_name(row)[:4], str(row["batch"]), _asked(row)]
-        if "failed" in row:
-            shown.add_row(*cells, "-", "no", *["-"] * 6, "said below")
-            continue
-        predicted = row.get("predicted")
-        shown.add_row(
-            *cells,
-            f"{predicted:.2f}" if predicted else "-",
-            f"{row['measured']:.2f}x",
-            f"{row['low']:.2f}-{row['high']:.2f}",
-            f"{row['control']:.2f}{'' if row['steady'] else ' !'}",
-            f"{row['before ms']:.3f}",
-            f"{row['after ms']:.3f}",
-            f"{row['macs']:.0%}",
-            f"{row['params']:.0%}",
-            bound(row, rows),
-        )
-    return shown
-
-
-def _name(row: Row) -> list[str]:
-    return [row["model"], row["phase"], row["dtype"], row["runtime"], f"batch {row['batch']}"]
-
-
-def _asked(row: Row) -> str:
-    return f"{row['asked']:g}x" if row["asked"] else "half"
-
-
-def summary(rows: list[Row]) -> list[str]:
-    """How many cells ran, how many targets were met, and which cells did not fit."""
-    ran = [r for r in rows if "measured" in r]
-    asked = [r for r in ran if r["asked"]]
-    met = [r for r in asked if abs(r["measured"] / r["asked"] - 1) <= 0.05]
-    skipped = [r for r in rows if "skipped" in r]
-    failed = len(rows) - len(ran) - len(skipped)
-    lines = [f"{len(ran)} cells ran, {failed} failed, {len(skipped)} did not fit into the time"]
-    if asked:
-        lines.append(f"{len(met)} of {len(asked)} targets of speed within 5%")
-    for row in rows:
-        for word, key in (("failed", "failed"), ("left out", "skipped")):
-            if key in row:
-                lines.append(f"{word}: {' '.join(_name(row))} {_asked(row)}: {row[key]}")
-        lines += [f"note: {' '.join(_name(row))} {_asked(row)}: {n}" for n in row.get("notes", ())]
-    return lines
-
-
 def main() -> None:
     """All cells that fit."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -353,11 +278,13 @@ def main() -> None:
         for name in given:
             if name not in known:
                 parser.error(f"'{name}' is none of {', '.join(known)}")
+    os.environ["PRUNEC_CACHE"] = ""  # ops timed on another day would not be of this run
     bench = Bench(device, Budget(options.minutes * 60), options.dry_run)
     kept = options.out is not None or not options.dry_run
     for cell in plan(*chosen):
         row = bench.run(cell)
-        said = row.get("skipped") or row.get("failed") or f"{row['measured']:.2f}x"
+        words = [row[k] for k in ("skipped", "failed", "out of reach") if k in row]
+        said = words[0] if words else f"{row['measured']:.2f}x"
         print(*dataclasses.astuple(cell), said, flush=True)
         row["bound"] = bound(row, bench.rows)
         if kept:
