@@ -19,24 +19,26 @@ from rich.console import Console
 
 from prunec import compiler, passes
 
-STEPS = 120  # of 32 paragraphs
+STEPS = 60  # of 32 paragraphs
+CALIBRATION = 10  # batches
 HELD_OUT = 400
 
 
 def compress_embedder(out: Path, console: Console, steps: int) -> compiler.Result:
-    """all-MiniLM-L6-v2: a third of the heads and half of the hidden units go, distilled on
-    unlabelled text, judged on text of other modules."""
+    """all-MiniLM-L6-v2: a third of the heads and half of the hidden units go; repaired and distilled
+    on unlabelled text, judged on text of other modules."""
     model, tokenizer = minilm.load()
     train = training_batches(tokenizer, steps)
-    calibration = train[:2]
+    calibration = train[:CALIBRATION]
     few = corpus.paragraphs("train")[:4]
     graph = compiler.capture(model, kwargs=minilm.batches(few, tokenizer, max_length=64)[0])
     pipeline = compiler.PassManager(
         [
-            passes.MagnitudeScore(norm=2),
+            passes.SecondOrderScore(),
             passes.PruneHeads(ratio=1 / 3),
             passes.PruneChannels(ratio=0.5, include="hidden", round_to=8),
             passes.SparseToDense(),
+            passes.Reconstruct(),
             passes.Distill(train, steps=steps, learning_rate=5e-4),
         ],
         callback=lambda step, result, seconds: console.print(
@@ -58,16 +60,17 @@ def compress_cnn(out: Path, console: Console) -> compiler.Result:
     graph = compiler.capture(model, (images[:8],))
     pipeline = compiler.PassManager(
         [
-            passes.MagnitudeScore(norm=2),
+            passes.SecondOrderScore(),
             passes.PruneChannels(ratio=0.5),
             passes.SparseToDense(),
+            passes.Reconstruct(),
             passes.Distill(digits.batches("train"), epochs=4, learning_rate=3e-3, alpha=0.5),
         ],
         callback=lambda step, outcome, seconds: console.print(
             f"  {step.name:<16} {seconds:6.1f} s  {outcome.summary}", highlight=False
         ),
     )
-    result = pipeline.run(graph, [images[:64]])
+    result = pipeline.run(graph, list(images[:256].split(64)))
     result.report.quality["test accuracy"] = (digits.accuracy(model), digits.accuracy(result.model))
     finish(result, out, console)
     return result
