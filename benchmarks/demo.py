@@ -25,7 +25,7 @@ HELD_OUT = 400
 
 
 def compress_embedder(out: Path, console: Console, steps: int) -> compiler.Result:
-    """all-MiniLM-L6-v2: a third of the heads and half of the hidden units go; repaired and distilled
+    """all-MiniLM-L6-v2: a third of the heads and half of the hidden units go; repaired and trained
     on unlabelled text, judged on text of other modules."""
     model, tokenizer = minilm.load()
     train = training_batches(tokenizer, steps)
