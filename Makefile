@@ -26,7 +26,7 @@ lint: $(STAMP)  ## ruff and pyright
 	$(RUN) -m ruff check .
 	$(RUN) -m pyright --pythonpath $(RUN)
 
-bench: $(STAMP)  ## measure against the peers; ARGS= goes to benchmarks/run.py
+bench: $(STAMP)  ## measure against the peers; ARGS='speedup' one of them, ARGS='gpu' on a CUDA device
 	$(RUN) benchmarks/run.py $(ARGS)
 
 coverage: $(STAMP)  ## compile every architecture of transformers; writes docs/coverage.md

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import peer
 import torch
 from record import record
 from rich.console import Console
@@ -75,38 +76,8 @@ def ours(name: str, model: nn.Module, inputs: dict[str, torch.Tensor]) -> dict[s
 
 def torch_pruning(name: str, model: nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
     """The same cut with torch-pruning, told the head counts and the outputs to leave alone."""
-    import torch_pruning as tp
-
     before = sum(p.numel() for p in model.parameters())
-    options: dict[str, Any] = {}
-    if name == "bert-base":
-        heads = {m: 12 for n, m in model.named_modules() if n.endswith(("query", "key", "value"))}
-        options = {
-            "num_heads": heads,
-            "prune_num_heads": True,
-            "head_pruning_ratio": 0.5,
-            "ignored_layers": [model.pooler],
-            "output_transform": lambda out: out.pooler_output.sum(),
-        }
-    else:
-        options = {
-            "ignored_layers": [model.classifier[1]],
-            "output_transform": lambda out: out.logits.sum(),
-        }
-    began = time.perf_counter()
-    pruner = tp.pruner.BasePruner(
-        model, inputs, tp.importance.MagnitudeImportance(p=2), pruning_ratio=0.5, **options
-    )
-    built = time.perf_counter() - began
-    began = time.perf_counter()
-    pruner.step()
-    stepped = time.perf_counter() - began
-    if name == "bert-base":  # torch-pruning leaves the module's own sizes to its user
-        for module in model.modules():
-            if hasattr(module, "all_head_size"):
-                module.num_attention_heads = pruner.num_heads[module.query]
-                module.all_head_size = module.query.out_features
-                module.attention_head_size = module.all_head_size // module.num_attention_heads
+    seconds = peer.prune(model, inputs, 0.5)
     try:
         with torch.no_grad():
             model(**inputs)
@@ -114,12 +85,12 @@ def torch_pruning(name: str, model: nn.Module, inputs: dict[str, torch.Tensor]) 
     except Exception as error:
         runs = f"fails: {str(error).splitlines()[0][:80]}"
     return {
-        "tool": f"torch-pruning {tp.__version__}",
+        "tool": peer.name(),
         "model": name,
         "parameters": sum(p.numel() for p in model.parameters()) / before,
         "runs": runs,
         "errors": "not checked by the tool",
-        "seconds": {"build": round(built, 2), "prune": round(stepped, 2)},
+        "seconds": {k: round(v, 2) for k, v in seconds.items()},
     }
 
 

@@ -31,7 +31,11 @@ def pipeline(graph: compiler.Graph) -> list[Any]:
     """Take out what nothing is lost with, and let the rest take over."""
     target = compiler.Target(error=ERROR)
     score = passes.SecondOrderScore(progress=False)
-    steps = [passes.DropLayers(tolerance=ERROR**2, unit="any"), score, passes.AllocateWidths(target)]
+    steps = [
+        passes.DropLayers(tolerance=ERROR**2, unit="any"),
+        score,
+        passes.AllocateWidths(target),
+    ]
     if any(d.kind == "head" for d in graph.prunable.values()):
         steps.append(passes.PruneHeads())
     repair = passes.Reconstruct(progress=False)

@@ -12,10 +12,11 @@ from prunec.compiler.measure.environment import describe
 RESULTS = Path(__file__).parent / "results"
 
 
-def record(name: str, rows: Any, device: str = "cpu") -> Path:
-    """Write `results/NAME.json`: rows, the environment they were measured in, the date."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def record(name: str, rows: Any, device: str = "cpu", path: Path | None = None) -> Path:
+    """Write `results/NAME.json`, or `path`: rows, the environment they were measured in, the
+    date."""
+    path = path or RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     data = {
         "benchmark": name,
         "date": datetime.date.today().isoformat(),

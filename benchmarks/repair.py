@@ -16,7 +16,7 @@ import json
 import multiprocessing
 import queue
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
@@ -76,7 +76,12 @@ def pipeline(subject: Subject, score: Any, width: Width, repair: list[Any]) -> l
     return [*steps, passes.SparseToDense(), *repair]
 
 
-def cells(subject: Subject, seed: int, known: set[tuple[Any, ...]]) -> Iterator[Cell]:
+def cells(
+    subject: Subject,
+    seed: int,
+    known: set[tuple[Any, ...]],
+    scores: Sequence[str] = tuple(SCORES),
+) -> Iterator[Cell]:
     """Every cell of one trained model that is not known yet, prunec's and the peer's."""
     parameters = sum(p.numel() for p in subject.model.parameters())
     began = time.perf_counter()
@@ -98,7 +103,8 @@ def cells(subject: Subject, seed: int, known: set[tuple[Any, ...]]) -> Iterator[
     if missing("original", "-", "-", "1"):
         yield cell("original", "-", "-", "1", subject.model)
     graph = subject.capture()
-    for score, name in SCORES.items():
+    for score in scores:
+        name = SCORES[score]
         options = {"seed": seed} if score == "random" else {}
         once = Once(getattr(passes, name)(**options))
         for width in subject.widths:
@@ -120,14 +126,20 @@ def cells(subject: Subject, seed: int, known: set[tuple[Any, ...]]) -> Iterator[
 
 
 def work(
-    name: str, seed: int, cache: Path | None, quick: bool, known: set[tuple[Any, ...]], found: Any
+    name: str,
+    seed: int,
+    cache: Path | None,
+    quick: bool,
+    known: set[tuple[Any, ...]],
+    scores: Sequence[str],
+    found: Any,
 ) -> None:
     """In a process of its own: train, measure, hand over cell by cell."""
     torch.set_num_threads(1)
     subject = SUBJECTS[name](seed, cache)
     if quick:
         subject = dataclasses.replace(subject, widths=subject.widths[:1])
-    for cell in cells(subject, seed, known):
+    for cell in cells(subject, seed, known, scores):
         found.put(cell)
 
 
@@ -140,6 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--scores", nargs="+", choices=SCORES, default=list(SCORES))
     parser.add_argument("--quick", action="store_true", help="the first width only")
     parser.add_argument("--resume", action="store_true", help="keep the cells there are")
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
@@ -153,7 +166,7 @@ def main() -> None:
     known = {tuple(row[k] for k in KEY) for row in rows}
     # The slowest first, so that the processes end together.
     tasks = [
-        (name, seed, options.cache, options.quick, known)
+        (name, seed, options.cache, options.quick, known, options.scores)
         for name in sorted(options.models, key=list(SUBJECTS).index, reverse=True)
         for seed in range(options.seeds)
     ]

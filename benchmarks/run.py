@@ -1,6 +1,8 @@
 """Run the benchmarks one after the other, each in a process of its own.
 
 python benchmarks/run.py [NAME ...]
+
+`gpu` runs only when it is named: it needs a CUDA device.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ NAMES = (
     "llama_small",
     "full_size",
     "cost",
+    "speedup",
     "planted",
     "repair",
     "minilm_compile",

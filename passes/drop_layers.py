@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -21,6 +22,7 @@ from ..compiler.rewrite.zero_branches import drop_of
 from .calibration.batches import calibration_batches
 from .calibration.effects import Effect, branch_effects, droppable
 
+CHOICES = ("effect", "even")
 UNITS = ("block", "branch", "any")
 REPLACE = ("auto", "mean", "nothing")
 RANDOM_DRAWS = 2
@@ -40,6 +42,9 @@ class DropLayers(Pass):
         ratio: the share of the units to remove ("any": of the branches, a block counts as those it
             holds).
         count: how many to remove, instead of a ratio.
+        choice: "effect", or "even": what stays is spread evenly from the first to the last unit,
+            without measuring which matter (six of twelve are 0, 2, 4, 7, 9, 11: the student of
+            Sanh et al., "DistilBERT", 2019). A student is then trained by Distill.
         unit: "block" (a whole repeated layer), "branch" (one residual sum), or "any".
         tolerance: remove nothing that brings the effect above it; alone, all that stays below.
         replace: "auto" (the mean where it measures better and a bias can take it), "mean" or
@@ -58,6 +63,7 @@ class DropLayers(Pass):
 
     ratio: float | None = None
     count: int | None = None
+    choice: str = "effect"
     unit: str = "block"
     tolerance: float | None = None
     replace: str = "auto"
@@ -76,6 +82,10 @@ class DropLayers(Pass):
     def __post_init__(self) -> None:
         if self.unit not in UNITS:
             raise PlanError(f"unit is one of {', '.join(UNITS)}, not {self.unit!r}.")
+        if self.choice not in CHOICES:
+            raise PlanError(f"choice is one of {', '.join(CHOICES)}, not {self.choice!r}.")
+        if self.choice == "even" and (not self._asked or self.unit == "any"):
+            raise PlanError('choice="even" needs a ratio or a count, of blocks or of branches.')
         if self.replace not in REPLACE:
             raise PlanError(f"replace is one of {', '.join(REPLACE)}, not {self.replace!r}.")
         if self.ratio is not None and self.count is not None:
@@ -102,11 +112,14 @@ class DropLayers(Pass):
             return PassResult(False, "nothing was asked for")
         batches, data = self._batches(state)
         replace = self.replace if data == "calibration data" else "nothing"
+        spaced = evenly_spaced(branches, wanted) if self.choice == "even" else None
         dropped: dict[str, Effect] = {}
         seen: dict[str, Effect] = {}
         gone = 0
         while wanted is None or gone < wanted:
             left = droppable(state.graph, branches)
+            if spaced is not None:
+                left = [b for b in left if b.name in spaced][:1]
             if not left:
                 break
             bar = f"drop-layers, {len(dropped)} dropped" if self.progress else ""
@@ -236,6 +249,14 @@ class DropLayers(Pass):
             "batches": batches,
         }
         return PassResult(bool(dropped), summary, details)
+
+
+def evenly_spaced(branches: Sequence[Branch], count: int | None) -> set[str]:
+    """The names of the `count` that go, so that those that stay lie evenly from first to last."""
+    kept = len(branches) - (count or 0)
+    step = (len(branches) - 1) / max(1, kept - 1)
+    stay = {math.floor(i * step + 0.5) for i in range(kept)}
+    return {b.name for i, b in enumerate(branches) if i not in stay}
 
 
 def _fits(branch: Branch, patterns: Sequence[str]) -> bool:

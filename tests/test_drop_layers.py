@@ -148,6 +148,20 @@ def test_ratio_count_and_tolerance() -> None:
     assert {b.reason for b in kept} == {"above the tolerance"}
 
 
+@pytest.mark.parametrize(
+    ("blocks", "count", "kept"),
+    [(12, 6, [0, 2, 4, 7, 9, 11]), (12, 8, [0, 4, 7, 11]), (4, 2, [0, 3]), (5, 4, [0])],
+)
+def test_evenly_spaced_blocks_stay(blocks: int, count: int, kept: list[int]) -> None:
+    """Six of twelve are DistilBERT's."""
+    model = made(Stack, count=blocks)
+    result = dropped(model, (ROWS,), count=count, choice="even")
+    gone = {d.name for d in result.plan.dropped}
+    assert [i for i in range(blocks) if f"layers.{i}" not in gone] == kept
+    layers: Any = result.model.get_submodule("layers")
+    assert len(layers) == len(kept)
+
+
 def test_any_counts_a_block_as_its_branches() -> None:
     model = made(Stack)
     with torch.no_grad():  # a block whose branches cancel: cheaper than either
@@ -168,6 +182,8 @@ def test_any_counts_a_block_as_its_branches() -> None:
         ({"ratio": 1.0}, r"lies in \[0, 1\)"),
         ({"count": -1}, "count=-1 must be at least 0"),
         ({"count": 1, "unit": "layer"}, "unit is one of block, branch, any"),
+        ({"count": 1, "choice": "odd"}, "choice is one of effect, even"),
+        ({"tolerance": 1.0, "choice": "even"}, "needs a ratio or a count"),
         ({"count": 1, "replace": "median"}, "replace is one of"),
         ({"count": 1, "samples": 0}, "samples=0 must be at least 1"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +47,23 @@ def sensitivities(
         if np.isfinite(error):
             weights[d.name] = float(np.clip(error / loss, 1 / RANGE, RANGE))
     return weights
+
+
+def allocation_error(state: Compilation, widths: Mapping[str, int]) -> float:
+    """The relative squared error of the outputs when the lowest-scored entries are gone from every
+    dimension down to its width, without repair, on the first calibration batches."""
+    assert state.scores is not None
+    graph, batches = state.graph, state.calibration[:BATCHES]
+    kept: dict[Any, Tensor] = {}
+    for name, width in widths.items():
+        d = graph.dimensions[name]
+        if d.var is not None and width < d.size:
+            stays = torch.ones(d.size, dtype=torch.bool)
+            stays[lowest(state.scores[name], d.size - width).cpu()] = False
+            kept[d.var] = stays.nonzero().reshape(-1)
+    program = rewrite(graph, kept, on_use=True)
+    expected = [ProgramInterpreter(graph.program)(batch) for batch in batches]
+    return _relative([ProgramInterpreter(program)(batch) for batch in batches], expected)
 
 
 def _relative(found: Sequence[Sequence[Tensor]], expected: Sequence[Sequence[Tensor]]) -> float:

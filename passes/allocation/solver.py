@@ -11,7 +11,8 @@ from ...compiler.cost_model.parts import CostModel
 from ...compiler.inference.dimensions import Dimension
 from ...compiler.ir.terms import Var
 from ...compiler.rewrite.selection import kept_count
-from .choice import choices, loss_curve
+from .choice import Choice, choices, loss_curve
+from .coefficients import CoefficientSearch
 from .lattice import Lattice, Options, least_loss
 
 Widths = dict[str, int]
@@ -23,7 +24,8 @@ class Solver:
 
     `share`: one share for all. Otherwise the knapsack, which also starts from that share; `uniform`
     keeps repeated layers equal (one share does by itself); `snap`: to widths that hardware likes;
-    `weigh`: gives each dimension's loss its weight in the sum.
+    `weigh`: gives each dimension's loss its weight in the sum; `search`: tries others, at the first
+    budget that is asked for.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Solver:
         share: bool = False,
         snap: bool = True,
         weigh: Weigh | None = None,
+        search: CoefficientSearch | None = None,
     ) -> None:
         self.dimensions = list(dimensions)
         self.lowest = dict(lowest)
@@ -49,7 +52,9 @@ class Solver:
         if weigh is not None and not share:
             for name, weight in weigh(self.dimensions, self.curves).items():
                 self.curves[name] = weight * self.curves[name]
-        self.choices = choices(dimensions, self.curves, lowest, round_to, uniform, snap)
+        self.search = search
+        self._uniform, self._snap = uniform, snap
+        self.choices = self._choices(self.curves)
 
     def smallest(self) -> Widths:
         """Every dimension at its floor."""
@@ -60,9 +65,29 @@ class Solver:
         start = self._share_within(model, budget)
         if self.share or start is None:
             return start
-        lattice = Lattice(self.choices, model)
-        found = least_loss(lattice, budget, self._nearest(start))
-        return lattice.widths(found) if found is not None else start
+        if self.search is not None:
+            search, self.search = self.search, None
+            names = [d.name for d in self.dimensions]
+            found = search.run(names, lambda c: self._solve(self._scaled(c), model, budget, start))
+            self.curves = self._scaled(found)
+            self.choices = self._choices(self.curves)
+        return self._solve(self.curves, model, budget, start) or start
+
+    def _solve(
+        self, curves: Mapping[str, np.ndarray], model: CostModel, budget: float, start: Widths
+    ) -> Widths | None:
+        chosen = self.choices if curves is self.curves else self._choices(curves)
+        lattice = Lattice(chosen, model)
+        found = least_loss(lattice, budget, self._nearest(start, chosen))
+        return lattice.widths(found) if found is not None else None
+
+    def _scaled(self, coefficients: Mapping[str, float]) -> dict[str, np.ndarray]:
+        return {name: coefficients[name] * curve for name, curve in self.curves.items()}
+
+    def _choices(self, curves: Mapping[str, np.ndarray]) -> list[Choice]:
+        return choices(
+            self.dimensions, curves, self.lowest, self.round_to, self._uniform, self._snap
+        )
 
     def loss(self, widths: Widths) -> float:
         """The sum of the losses of widths."""
@@ -95,10 +120,10 @@ class Solver:
             low, high = (middle, high) if fits(middle) else (low, middle)
         return self.at_share(low)
 
-    def _nearest(self, widths: Widths) -> Options:
+    def _nearest(self, widths: Widths, chosen: Sequence[Choice]) -> Options:
         """For every choice the largest option that is no wider than these widths."""
         found: list[int] = []
-        for choice in self.choices:
+        for choice in chosen:
             wanted = min(widths[d.name] for d in choice.dimensions)
             fitting = [i for i, width in enumerate(choice.widths) if width <= wanted]
             found.append(fitting[-1] if fitting else 0)

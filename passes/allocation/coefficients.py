@@ -1,0 +1,56 @@
+"""Coefficients of the losses, found by trying: allocations are scored by what the outputs lose."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+SPREAD = 1.0  # of the logarithm of a coefficient that is drawn anew
+SHARE = 0.25  # of the coefficients drawn anew in one trial, at least one
+
+Widths = dict[str, int]
+
+
+@dataclasses.dataclass
+class CoefficientSearch:
+    """A random local search over one coefficient for each dimension's loss.
+
+    A sum of losses knows nothing of how the layers' errors meet in the outputs; `error` measures
+    that for whole allocations on calibration data. `trials` are made from the best so far, in
+    each of which some coefficients are drawn anew. Source: Frantar and Alistarh, "SPDY" (2022),
+    section 3.3, whose search it is but for the schedule of neighbourhoods.
+    """
+
+    error: Callable[[Widths], float]
+    trials: int
+    seed: int = 0
+
+    def run(
+        self, names: list[str], solve: Callable[[Mapping[str, float]], Widths | None]
+    ) -> dict[str, float]:
+        """The coefficients whose allocation, by `solve`, has the smallest error."""
+        generator = np.random.default_rng(self.seed)
+        best = dict.fromkeys(names, 1.0)
+        known: dict[tuple[int, ...], float] = {}
+
+        def score(coefficients: Mapping[str, float]) -> float:
+            widths = solve(coefficients)
+            if widths is None:
+                return float("inf")
+            key = tuple(widths[name] for name in sorted(widths))
+            if key not in known:
+                error = self.error(widths)
+                known[key] = error if np.isfinite(error) else float("inf")
+            return known[key]
+
+        least = score(best)
+        for _ in range(self.trials):
+            drawn = generator.permutation(names)[: max(1, round(SHARE * len(names)))]
+            factors = np.exp(generator.normal(0.0, SPREAD, len(drawn)))
+            tried = {**best, **{str(n): float(f) for n, f in zip(drawn, factors, strict=True)}}
+            error = score(tried)
+            if error < least:
+                best, least = tried, error
+        return best
