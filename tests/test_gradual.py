@@ -210,6 +210,20 @@ def test_resuming_is_exact(tmp_path: pathlib.Path, stop: int) -> None:
     assert same(weights(again.model), weights(whole))
 
 
+def test_the_metric_is_that_of_the_dense_model() -> None:
+    widths: list[int] = []
+
+    def metric(model: nn.Module) -> float:
+        widths.append(model.get_parameter("0.weight").shape[0])
+        return -float(len(widths))
+
+    result = pruned(mlp(16), LOADER, metric=metric, evaluate_every=2)
+    assert widths == [8, 8, 8]
+    details = result.report.passes[-1].details
+    assert details["metric"] == [[4, -1.0], [6, -2.0], [8, -3.0]]
+    assert "metric -1 -> -1 at step 4, which was kept" in result.report.passes[-1].summary
+
+
 def test_what_gradual_cannot_do_is_refused() -> None:
     for share in (0.0, 1.0, -1):
         with pytest.raises(DistillError, match="gradual"):
