@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from .emit.build import Dense
@@ -115,10 +116,24 @@ def with_weights(graph: Graph, tensors: Mapping[str, Tensor]) -> Graph:
     return other
 
 
+def full_size(graph: Graph, device: torch.device) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A copy of the user's model on the device, and its tensors by name in the program."""
+    tensors = {
+        name: _masked(tensor, tensor.detach().to(device))
+        for name, tensor in graph.program.tensors.items()
+    }
+    return _copy_of(graph, tensors).to(device), tensors
+
+
 def _copy_with(graph: Graph, tensors: Mapping[str, Tensor]) -> nn.Module:
+    named = graph.program.tensors
+    return _copy_of(graph, {n: _masked(t, tensors[n].detach()) for n, t in named.items()})
+
+
+def _copy_of(graph: Graph, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of the user's model that holds these tensors, by name in the program."""
     memo: dict[int, Any] = dict(computed(graph.source))
-    for name, tensor in graph.program.tensors.items():
-        memo[id(tensor)] = _masked(tensor, tensors[name].detach())
+    memo.update({id(tensor): tensors[n] for n, tensor in graph.program.tensors.items()})
     return copy.deepcopy(graph.source, memo)
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
@@ -17,10 +18,12 @@ from torch import nn
 
 from ..compiler.capture.batches import Device
 from ..compiler.passmanager import Pass, PassResult
-from .distillation.borrowed import in_mode, on_device, refuse_shared, seeded, teacher_on
+from .distillation.borrowed import device_of, in_mode, on_device, refuse_shared, seeded, teacher_on
 from .distillation.features import Features, matched_paths
 from .distillation.losses import DistillError, EmbeddingLoss
+from .distillation.masks import FixedMask, GrowingMask
 from .distillation.objective import Kind, Objective
+from .distillation.optimizer import adamw
 from .distillation.outputs import Which
 from .distillation.steps import refuse_unbatched
 from .distillation.teacher import Teacher
@@ -78,6 +81,15 @@ class Distill(Pass):
             the end; a run that was killed goes on from there to the same result.
         teacher_cache: a directory in which the teacher's answers are kept, by the content of the
             batch, for later epochs and runs.
+        gradual: the share of the steps, from 0 to 1 without these, in which a copy of the
+            *full-size* model is trained while a mask grows over what the plan removes, lowest
+            scores first, by the cubic schedule of Zhu and Gupta (2017, equation 1). Its weights
+            are then cut into the dense model, which trains for the rest; a repair before it is
+            lost. For norm-coupled dimensions the masked model is not yet the dense one, which the
+            rest makes up for. `metric` and `ema` begin at the cut. None: only the dense model is
+            trained. A small digits CNN, magnitudes, an eighth of its widths, 200 steps, three
+            seeds: 55 to 65 % right with 0.25, 52 to 61 % with 0.5, 52 to 60 % with None and 88 to
+            91 % with None behind Reconstruct, so try that first.
 
     Under `torchrun` or `accelerate launch` each process compiles alike, and the batches are shared
     out: N processes make steps of N batches.
@@ -116,6 +128,7 @@ class Distill(Pass):
     checkpoint: str | os.PathLike[str] | None = None
     checkpoint_every: int = 100
     teacher_cache: str | os.PathLike[str] | None = None
+    gradual: float | None = None
 
     name: ClassVar[str] = "distill"
     provides: ClassVar[tuple[str, ...]] = ("recovered",)
@@ -139,6 +152,10 @@ class Distill(Pass):
             ),
             "patience": ("at least 1, or None", self.patience is None or self.patience >= 1),
             "ema": ("between 0 and 1, or None", self.ema is None or 0 < self.ema < 1),
+            "gradual": (
+                "above 0 and below 1, or None",
+                self.gradual is None or 0 < self.gradual < 1,
+            ),
             "accumulate": ("at least 1", self.accumulate >= 1),
             "checkpoint_every": ("at least 1", self.checkpoint_every >= 1),
             "precision": (" or ".join(get_args(Precision)), self.precision in get_args(Precision)),
@@ -167,31 +184,62 @@ class Distill(Pass):
         objective = Objective(
             self.objective, self.temperature, self.alpha, self.embedding_loss, self.output
         )
-        masks = []
-        if state.masks and state.dense is not None:
-            tensors = state.dense.program.tensors
-            masks = [(tensors[name].detach(), mask) for name, mask in state.masks.items()]
-        training = Training(self, student, teacher, objective, inside, masks)
         with (
-            on_device(student, self.device) as device,
-            in_mode(student, training=True),
             in_mode(asked, training=False),
-            inside.attached(student),
             outside.attached(asked),
             seeded(self.seed),
             torch.enable_grad(),
             self._bar() as advance,
         ):
-            training.run(device, self._optimizer(student), advance)
+            if self.gradual is None:
+                training = Training(self, student, teacher, objective, inside, _fixed(state))
+                self._train(training, advance)
+            else:
+                mask = GrowingMask(state, torch.device(self.device or device_of(student)))
+                begun = Training(
+                    self, mask.model, teacher, objective, inside, mask, (0.0, self.gradual)
+                )
+                moments = self._train(begun, advance)
+                mask.cut()
+                if "repaired" in state.facts:
+                    state.notes.append(
+                        "the repair before Distill was lost: with gradual the weights come from the"
+                        " full-size model; leave the repair out, or gradual"
+                    )
+                rest, former = (self.gradual, 1.0), begun.progress
+                training = Training(
+                    self, student, teacher, objective, inside, FixedMask(), rest, former
+                )
+                self._train(training, advance, partial(mask.carry, moments))
         return self._result(training, paths, time.perf_counter() - started)
+
+    def _train(
+        self,
+        training: Training,
+        advance: Callable[[int, int, float], None],
+        prepare: Callable[[torch.optim.Optimizer], None] | None = None,
+    ) -> torch.optim.Optimizer:
+        """Run one part, and give its optimizer; `prepare` is handed that before."""
+        student = training.student
+        with (
+            on_device(student, self.device) as device,
+            in_mode(student, training=True),
+            training.features.attached(student),
+        ):
+            optimizer = adamw(student, self.learning_rate, self.weight_decay)
+            if prepare is not None:
+                prepare(optimizer)
+            training.run(device, optimizer, advance)
+        return optimizer
 
     def _result(self, training: Training, paths: list[str], seconds: float) -> PassResult:
         losses, objective, watch = training.progress.losses, training.objective, training.watch
         total = len(losses)
-        window = max(1, total // 10)
-        before, after = _mean(losses[:window]), _mean(losses[-window:])
+        own = losses[training.begin :]
+        window = max(1, len(own) // 10)
+        before, after = _mean(own[:window]), _mean(own[-window:])
         stride = math.ceil(total / CURVE_POINTS)
-        summary = f"{objective.kind} loss {before:.4g} -> {after:.4g} in {total} steps"
+        summary = f"{objective.kind} loss {before:.4g} -> {after:.4g} in {len(own)} steps"
         details: dict[str, Any] = {
             "objective": objective.kind,
             "outputs": list(objective.outputs),
@@ -203,6 +251,9 @@ class Distill(Pass):
             "loss_curve": [[i, losses[i]] for i in range(0, total, stride)],
             "seconds": seconds,
         }
+        if training.begin:
+            details["steps of the growing mask"] = training.begin
+            summary += f" after {training.begin} with a growing mask"
         if watch.values:
             details["metric"] = [list(point) for point in watch.values]
             summary += f"; metric {watch.values[0][1]:.4g} -> {watch.best:.4g}"
@@ -214,27 +265,6 @@ class Distill(Pass):
             details["resumed at"] = training.progress.resumed_at
             summary += f"; resumed at step {training.progress.resumed_at}"
         return PassResult(True, summary, details)
-
-    def _optimizer(self, student: nn.Module) -> torch.optim.AdamW:
-        trainable = [p for p in student.parameters() if p.requires_grad]
-        if not trainable:
-            raise DistillError(
-                "The smaller model has no trainable parameter: set requires_grad on the ones to"
-                " train, or leave Distill out."
-            )
-        if any(p.dtype == torch.float16 for p in trainable):
-            raise DistillError(
-                "AdamW does not train float16 parameters, its epsilon rounds to zero there:"
-                " compile the model in float32 or bfloat16 and cast the result."
-            )
-        # Biases and norm scales are not decayed: they do not overfit, and norms need their scale.
-        matrices = [p for p in trainable if p.ndim >= 2]
-        vectors = [p for p in trainable if p.ndim < 2]
-        groups = [
-            {"params": matrices, "weight_decay": self.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW([g for g in groups if g["params"]], lr=self.learning_rate)
 
     @contextmanager
     def _bar(self) -> Iterator[Callable[[int, int, float], None]]:
@@ -250,6 +280,14 @@ class Distill(Pass):
         ) as bar:
             task = bar.add_task("distill", total=None, loss=math.nan)
             yield lambda step, total, loss: bar.update(task, completed=step, total=total, loss=loss)
+
+
+def _fixed(state: Compilation) -> FixedMask:
+    """The weights that were set to zero stay zero."""
+    if not state.masks or state.dense is None:
+        return FixedMask()
+    tensors = state.dense.program.tensors
+    return FixedMask([(tensors[name].detach(), mask) for name, mask in state.masks.items()])
 
 
 def _mean(values: list[float]) -> float:

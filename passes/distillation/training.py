@@ -6,7 +6,8 @@ import copy
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +17,15 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from ...compiler.capture.batches import named_arguments, split_batch
+from .average import Average
 from .borrowed import LastGood
 from .checkpoints import Checkpoints
 from .features import Features, feature_loss
 from .losses import DistillError
+from .masks import Mask
 from .objective import Objective
 from .steps import batches, learning_rate_factor, total_steps
 from .teacher import Teacher
@@ -49,38 +51,6 @@ class Progress:
         self.resumed_at = len(self.losses)
 
 
-class Average:
-    """The exponential moving average of the trained tensors; `decay` None keeps none."""
-
-    def __init__(self, decay: float | None, live: Sequence[Tensor]) -> None:
-        self.live = [tensor for tensor in live if tensor.is_floating_point()]
-        self.kept = [] if decay is None else [t.detach().clone() for t in self.live]
-        self._update = None if decay is None else get_ema_multi_avg_fn(decay)
-
-    @torch.no_grad()
-    def update(self) -> None:
-        if self._update is not None:
-            self._update(self.kept, [t.detach() for t in self.live], 0)  # type: ignore[arg-type]
-
-    @contextmanager
-    def in_place(self, stay: bool = False) -> Iterator[None]:
-        """The average in the model's tensors inside, and afterwards too with `stay`."""
-        former = [t.detach().clone() for t in self.live] if self.kept else []
-        with torch.no_grad():
-            for live, kept in zip(self.live, self.kept, strict=False):
-                live.copy_(kept)
-        yield
-        with torch.no_grad():
-            for live, old in zip(self.live, [] if stay else former, strict=False):
-                live.copy_(old)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"kept": self.kept}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.kept = list(state["kept"])
-
-
 @contextmanager
 def accelerator(options: Distill, device: torch.device) -> Iterator[Accelerator]:
     """accelerate for this run; its global state is left as it was found."""
@@ -101,8 +71,12 @@ def accelerator(options: Distill, device: torch.device) -> Iterator[Accelerator]
 
 
 class Training:
-    """One run over `total` optimizer steps; the student is trained in place. `masks`: parameters of
-    the student and where they may differ from zero."""
+    """A run of `total` optimizer steps, or the part of one between two shares of them; the student
+    is trained in place.
+
+    `mask`: what stays zero in it. `span`: where the part begins and ends; one that does not end the
+    run measures no metric and keeps no average. `progress`: the run's up to there.
+    """
 
     def __init__(
         self,
@@ -111,14 +85,17 @@ class Training:
         teacher: Teacher,
         objective: Objective,
         features: Features,
-        masks: Sequence[tuple[Tensor, Tensor]] = (),
+        mask: Mask,
+        span: tuple[float, float] = (0.0, 1.0),
+        progress: Progress | None = None,
     ) -> None:
         self.options, self.student, self.teacher = options, student, teacher
         self.objective, self.features = objective, features
-        self.masks = masks
-        self.progress = Progress()
-        self.watch = Watch(options.metric, options.patience)
-        self.total = 0
+        self.mask, self.span = mask, span
+        self.progress = progress or Progress()
+        self.final = span[1] == 1.0
+        self.watch = Watch(options.metric if self.final else None, options.patience)
+        self.total = self.begin = self.end = 0
 
     def run(
         self,
@@ -131,7 +108,15 @@ class Training:
         with accelerator(options, device) as made:
             loader = _share(made, options.train_loader)
             self.total = total_steps(loader, options.epochs, options.steps, options.accumulate)
+            self.begin, self.end = (round(share * self.total) for share in self.span)
+            if self.begin == self.end:
+                raise DistillError(
+                    f"gradual divides {self.total} steps so that one part has none: train for more"
+                    " steps, or leave gradual out."
+                )
             sharded = made.distributed_type == DistributedType.FSDP
+            if sharded and self.span != (0.0, 1.0):
+                raise DistillError("gradual masks whole tensors, which FSDP shards: leave one out.")
             subject = copy.deepcopy(self.student) if sharded else self.student
             own_forward = "forward" in vars(subject)
             optimizer.zero_grad()  # of the caller's own backward passes
@@ -139,11 +124,11 @@ class Training:
             schedule = LambdaLR(
                 getattr(optimizer, "optimizer", optimizer),
                 lambda step: learning_rate_factor(
-                    step, self.total, options.warmup, options.schedule
+                    self.begin + step, self.total, options.warmup, options.schedule
                 ),
             )
             self.good = LastGood(subject)
-            self.average = Average(options.ema, self.good.live)
+            self.average = Average(options.ema if self.final else None, self.good.live)
             made.register_for_checkpointing(schedule, self.progress, self.watch, self.average)
             try:
                 self._steps(made, model, optimizer, schedule, loader, device, advance)
@@ -172,20 +157,21 @@ class Training:
         options, progress = self.options, self.progress
         weights = [p for group in optimizer.param_groups for p in group["params"]]
         checkpoints = Checkpoints(
-            options.checkpoint, options.checkpoint_every, self._identity(made.num_processes)
+            self._directory(), options.checkpoint_every, self._identity(made.num_processes)
         )
         every = options.evaluate_every or max(1, self.total // 10)
         newest = checkpoints.newest()
-        done = 0 if newest is None else newest * options.accumulate
+        done = (self.begin if newest is None else newest) * options.accumulate
         feed = batches(loader, self.total * options.accumulate, options.seed)
         for _ in itertools.islice(feed, done):
             pass  # the same batches in the same order, up to where the run had come
         if newest is not None:
             checkpoints.load(made, newest)
+            self.mask.hold(self._along(newest))
         else:
-            self.watch.look(self.student, 0, self.good.live)
+            self.watch.look(self.student, self.begin, self.good.live)
         micro: list[float] = []
-        while len(progress.losses) < self.total and not progress.stopped:
+        while len(progress.losses) < self.end and not progress.stopped:
             with made.accumulate(model):
                 loss = self._loss(model, next(feed), device, len(progress.losses))
                 made.backward(loss)
@@ -202,7 +188,8 @@ class Training:
                         raise self._diverged()
                     self.good.keep()
                 optimizer.step()
-                self._mask()
+                if made.sync_gradients:
+                    self.mask.hold(self._along(len(progress.losses) + 1))
                 optimizer.zero_grad()
             if not made.sync_gradients:
                 continue
@@ -212,17 +199,22 @@ class Training:
             micro = []
             step = len(progress.losses)
             advance(step, self.total, progress.losses[-1])
-            last = step == self.total
+            last = step == self.end
             if self.watch.metric is not None and (last or step % every == 0):
                 with self.average.in_place():
                     progress.stopped = not self.watch.look(self.student, step, self.good.live)
             checkpoints.save(made, step, last or progress.stopped)
 
-    @torch.no_grad()
-    def _mask(self) -> None:
-        """Weights that were set to zero stay zero."""
-        for weight, mask in self.masks:
-            weight.mul_(mask)
+    def _along(self, step: int) -> float:
+        """The share of this part's steps that are done."""
+        return (step - self.begin) / (self.end - self.begin)
+
+    def _directory(self) -> pathlib.Path | None:
+        """Where checkpoints go: those of a part before the last one stay beside its own."""
+        given = self.options.checkpoint
+        if given is None or self.final:
+            return None if given is None else pathlib.Path(given)
+        return pathlib.Path(given) / "full-size"
 
     def _loss(self, model: nn.Module, batch: Any, device: torch.device, step: int) -> Tensor:
         args, kwargs, labels = split_batch(batch, device)

@@ -1,0 +1,43 @@
+"""An average of the weights along a run, which is measured and kept instead of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+
+class Average:
+    """The exponential moving average of the trained tensors; `decay` None keeps none."""
+
+    def __init__(self, decay: float | None, live: Sequence[Tensor]) -> None:
+        self.live = [tensor for tensor in live if tensor.is_floating_point()]
+        self.kept = [] if decay is None else [t.detach().clone() for t in self.live]
+        self._update = None if decay is None else get_ema_multi_avg_fn(decay)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        if self._update is not None:
+            self._update(self.kept, [t.detach() for t in self.live], 0)  # type: ignore[arg-type]
+
+    @contextmanager
+    def in_place(self, stay: bool = False) -> Iterator[None]:
+        """The average in the model's tensors inside, and afterwards too with `stay`."""
+        former = [t.detach().clone() for t in self.live] if self.kept else []
+        with torch.no_grad():
+            for live, kept in zip(self.live, self.kept, strict=False):
+                live.copy_(kept)
+        yield
+        with torch.no_grad():
+            for live, old in zip(self.live, [] if stay else former, strict=False):
+                live.copy_(old)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kept": self.kept}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.kept = list(state["kept"])
