@@ -45,10 +45,12 @@ class Pass:
         raise NotImplementedError(f"{type(self).__name__} does not say what it does")
 
     def options(self) -> dict[str, Any]:
-        """The options as JSON types, for the report; a data loader becomes its type's name."""
+        """The options as JSON types, for the report; a data loader becomes its type's name, and a
+        field `calibration`, which is data and no option, is left out."""
         if not dataclasses.is_dataclass(self):
             return {}
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        names = [f.name for f in dataclasses.fields(self) if f.name != "calibration"]
+        values = {name: getattr(self, name) for name in names}
         return {k: _plain(v) for k, v in values.items()}
 
 

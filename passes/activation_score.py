@@ -47,10 +47,6 @@ class ActivationScore(Pass):
     def __post_init__(self) -> None:
         self._limits = Limits(self.rows, self.rows_per_input, self.memory, self.seed)
 
-    def options(self) -> dict[str, Any]:
-        """The options, without the data."""
-        return {k: v for k, v in super().options().items() if k != "calibration"}
-
     def run(self, state: Compilation) -> PassResult:
         batches, left_out = calibration_batches(state, self.calibration, self.memory, self.name)
         graph, show = state.graph, self.name if self.progress else None

@@ -40,16 +40,12 @@ class AllocateWidths(Pass):
 
     `method`: "knapsack" gives each dimension its own width, the least loss within the budget;
     "share" one share to all; "auto" the knapsack where a score measured error curves, one share
-    otherwise: by magnitudes alone the knapsack is no better (digits CNN, repaired, a quarter and a
-    tenth of parameters or MACs: 1.0 to 1.5 times the divergence from the original).
-    `weigh`: losses are weighed by what half of each dimension costs the outputs on calibration
-    data, where there are any. The same CNN by error curves, against one share: 0.6 to 1.4 times the
-    divergence at a quarter of parameters or MACs, 1.1 to 1.5 times at a tenth; 0.8 times at 30 % of
-    the time (1.9 times unweighed). Harsh targets are worth a comparison of the methods. `search`:
-    so many trials with other weights, drawn at random and judged by the outputs' error on
-    calibration data (SPDY's coefficient search); of the cut alone, so that it pays where nothing is
-    repaired behind it (the same CNN, repaired: 1.0 to 1.7 times the divergence without). `uniform`:
-    repeated layers stay equal, so that a plain configuration describes the result.
+    otherwise: by magnitudes alone the knapsack did no better. Neither wins everywhere, so harsh
+    targets are worth a comparison. `weigh`: losses are weighed by what half of each dimension costs
+    the outputs on calibration data, where there are any. `search`: so many trials with other
+    weights, drawn at random and judged by the outputs' error on calibration data (SPDY's
+    coefficient search); by that of the cut alone, so it is for pipelines that repair nothing.
+    `uniform`: repeated layers stay equal, so that a plain configuration describes the result.
 
     Exact dimensions are tried first; norm-coupled ones only when those cannot meet the target
     (`width` takes all). `floors`: the least share kept, of all or by pattern. `round_to`: keep

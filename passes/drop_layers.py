@@ -99,10 +99,6 @@ class DropLayers(Pass):
             if value is not None and not value >= least:
                 raise PlanError(f"{option}={value!r} must be at least {least}.")
 
-    def options(self) -> dict[str, Any]:
-        """The options, without the data."""
-        return {k: v for k, v in super().options().items() if k != "calibration"}
-
     def run(self, state: Compilation) -> PassResult:
         found, branches = self._chosen(state)
         if not branches:

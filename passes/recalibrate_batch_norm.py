@@ -52,10 +52,6 @@ class RecalibrateBatchNorm(Pass):
         if self.memory < 1:
             raise PlanError(f"memory={self.memory!r} must be at least 1.")
 
-    def options(self) -> dict[str, Any]:
-        """The options, without the data."""
-        return {k: v for k, v in super().options().items() if k != "calibration"}
-
     def run(self, state: Compilation) -> PassResult:
         assert state.dense is not None
         program = state.dense.program

@@ -68,10 +68,6 @@ class Reconstruct(Pass):
             if getattr(self, option) < 1:
                 raise PlanError(f"{option}={getattr(self, option)!r} must be at least 1.")
 
-    def options(self) -> dict[str, Any]:
-        """The options, without the data."""
-        return {k: v for k, v in super().options().items() if k != "calibration"}
-
     def run(self, state: Compilation) -> PassResult:
         if state.masks:
             raise PlanError(

@@ -65,10 +65,6 @@ class SecondOrderScore(Pass):
             if value is not None and value < 1:
                 raise PlanError(f"{option}={value!r} must be at least 1.")
 
-    def options(self) -> dict[str, Any]:
-        """The options, without the data."""
-        return {k: v for k, v in super().options().items() if k != "calibration"}
-
     def run(self, state: Compilation) -> PassResult:
         batches, left_out = calibration_batches(state, self.calibration, self.memory, self.name)
         limits = Limits(self.rows, self.rows_per_input, self.memory, self.seed)

@@ -64,10 +64,6 @@ class TaylorScore(Pass):
         if self.draws < 1:
             raise PlanError(f"draws={self.draws!r} must be at least 1.")
 
-    def options(self) -> dict[str, Any]:
-        """The options, without the data."""
-        return {k: v for k, v in super().options().items() if k != "calibration"}
-
     def run(self, state: Compilation) -> PassResult:
         graph = state.graph
         places = _read_places(graph)

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +17,7 @@ from ..cause import cause
 from ..errors import ExportError
 from .names import bind, in_order, input_tensors, rename
 from .parity import prove_parity, reference_outputs
+from .quiet import quiet
 
 # Protobuf ends at 2 GiB; beyond this many bytes the weights lie in a file beside the model.
 _EXTERNAL_ABOVE = 1_800_000_000
@@ -149,7 +145,7 @@ def _convert(
 
     options: dict[str, Any] = {"dynamo": True, "verbose": False, "opset_version": opset}
     try:
-        with _quiet():
+        with quiet():
             if not decompose:
                 program = torch.onnx.export(
                     module, args, kwargs=kwargs or None, dynamic_shapes=axes(axis), **options
@@ -185,7 +181,7 @@ def _write(program: Any, draft: Path, opset: int | None) -> int:
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values())
-    with _quiet():
+    with quiet():
         program.save(draft, external_data=weights > _EXTERNAL_ABOVE)
     try:
         onnx.checker.check_model(str(draft))
@@ -211,19 +207,3 @@ def _put_in_place(draft: Path, path: Path) -> int:
 
 def _is_symbolic(shape: Any) -> bool:
     return shape is not None and len(shape) > 0 and not isinstance(shape[0], int)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter and its optimiser print, warn and log about what is dealt with here."""
-    level = logging.root.manager.disable
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(level)

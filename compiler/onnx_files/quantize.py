@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +16,7 @@ from ..cause import cause
 from ..errors import ExportError
 from .names import input_tensors
 from .parity import reference_outputs
+from .quiet import quiet
 from .session import OnnxSession
 
 MODES = ("dynamic", "static")
@@ -86,7 +83,7 @@ def quantize_onnx(
     with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as scratch:
         draft = Path(scratch) / path.name
         try:
-            with _quiet():
+            with quiet():
                 _quantize(source, draft, feeds, mode, per_channel, Path(scratch))
         except Exception as error:  # the quantiser raises whatever its many parts raise
             raise ExportError(
@@ -205,20 +202,3 @@ def _count(path: Path) -> int:
 def _bytes(path: Path) -> int:
     data = Path(f"{path}.data")
     return path.stat().st_size + (data.stat().st_size if data.exists() else 0)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantiser prints and warns about models it deals with all the same."""
-    level = logging.root.manager.disable
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(level)
