@@ -191,7 +191,8 @@ class Report:
                 "int8 == model",
                 f"{self.int8.rms_error:.1e}",
                 "onnxruntime",
-                f"root mean square; {self.int8.mode}, {self.int8.quantized} nodes,"
+                f"root mean square; {self.int8.mode}, {self.int8.quantized} nodes of"
+                f" {self.int8.weight_bits}-bit weights,"
                 f" {self.int8.bytes_before:,} -> {self.int8.bytes:,} bytes",
             )
         return table

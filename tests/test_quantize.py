@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
+import onnx
 import pytest
 import torch
 from compiled import compress_tokens
@@ -12,6 +13,7 @@ from torch import nn
 
 from prunec import compiler, passes
 from prunec.compiler.errors import ExportError
+from prunec.compiler.onnx_files import quantize
 from prunec.compiler.onnx_files.export import export_onnx
 from prunec.compiler.onnx_files.quantize import quantize_onnx
 from prunec.compiler.onnx_files.session import OnnxSession
@@ -48,6 +50,28 @@ def test_int8_is_smaller_and_close(tmp_path: pathlib.Path, mode: str) -> None:
     error = (found - model(IMAGES[0])).norm() / model(IMAGES[0]).norm()
     assert 0 < float(error) < 0.05
     assert sorted(p.name for p in tmp_path.iterdir()) == ["float.onnx", "int8.onnx"]
+
+
+@pytest.mark.parametrize("saturates", [True, False])
+def test_weights_have_the_bits_that_this_processor_multiplies_right(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, saturates: bool
+) -> None:
+    monkeypatch.setattr(quantize, "products_saturate", lambda: saturates)
+    model, file = convolutions(), tmp_path / "float.onnx"
+    export_onnx(model, (IMAGES[0],), None, file)
+    calls = [((x,), {}) for x in IMAGES]
+    report = quantize_onnx(model, file, tmp_path / "int8.onnx", calls, mode="static")
+    assert report.weight_bits == (7 if saturates else 8)
+    stored = onnx.load(str(tmp_path / "int8.onnx")).graph.initializer
+    weights = [
+        onnx.numpy_helper.to_array(t) for t in stored if t.data_type == onnx.TensorProto.INT8
+    ]
+    largest = max(abs(w.astype(int)).max() for w in weights if w.ndim > 1)
+    assert largest == (64 if saturates else 127)
+    other = quantize_onnx(
+        model, file, tmp_path / "other.onnx", calls, mode="static", weight_bits=report.weight_bits
+    )
+    assert other.rms_error == report.rms_error
 
 
 def test_batches_of_other_shapes_are_left_out(tmp_path: pathlib.Path) -> None:

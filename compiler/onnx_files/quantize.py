@@ -17,6 +17,7 @@ from ..errors import ExportError
 from .names import input_tensors
 from .parity import reference_outputs
 from .quiet import quiet
+from .saturation import products_saturate
 from .session import OnnxSession
 
 MODES = ("dynamic", "static")
@@ -31,7 +32,8 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 class QuantizeReport:
     """What int8 did to a file: bytes before and after, the nodes that compute in int8, and how far
     the outputs are from the float model's on `batches` batches: the relative root mean square
-    error, and the largest error against the largest value."""
+    error, and the largest error against the largest value. `weight_bits`: 7 where the processor's
+    byte products would overflow with 8."""
 
     path: str
     mode: str
@@ -41,6 +43,7 @@ class QuantizeReport:
     batches: int
     rms_error: float
     max_rel_error: float
+    weight_bits: int = 8
 
     def to_json(self) -> dict[str, Any]:
         """All fields as JSON types."""
@@ -55,14 +58,16 @@ def quantize_onnx(
     *,
     mode: str = "dynamic",
     per_channel: bool = True,
+    weight_bits: int | None = None,
 ) -> QuantizeReport:
     """Write `source`, a float .onnx of `module`, to `path` with int8 weights.
 
     `mode`: "dynamic" takes the range of activations from each input (transformers, linear layers);
     "static" takes it from `calls`, the arguments of forward on calibration data (convolutions).
     `calls` are also what the file is compared with the module on; those of other shapes than the
-    file takes are left out. Nothing appears at `path` that
-    onnxruntime does not load and run.
+    file takes are left out. `weight_bits`: 8, or 7 for processors without VNNI; by default what
+    this machine computes right, and a file of 7 is right on every machine. Nothing appears at
+    `path` that onnxruntime does not load and run.
 
     Raises:
         ExportError: an unknown mode, no calls, or a file onnxruntime cannot quantise or run.
@@ -70,6 +75,8 @@ def quantize_onnx(
     source, path = Path(source), Path(path)
     if mode not in MODES:
         raise ExportError(f"int8 is 'dynamic' or 'static', not {mode!r}.")
+    if weight_bits not in (None, 7, 8):
+        raise ExportError(f"int8 weights have 7 or 8 bits, not {weight_bits!r}.")
     if not calls:
         raise ExportError("int8 needs calibration data to choose ranges or to be compared on.")
     given = [(call, input_tensors(module, *call)) for call in calls]
@@ -80,11 +87,12 @@ def quantize_onnx(
             " shapes are not those it was exported with."
         )
     calls, feeds = [call for call, _ in given], [feed for _, feed in given]
+    bits = weight_bits or (7 if products_saturate() else 8)
     with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as scratch:
         draft = Path(scratch) / path.name
         try:
             with quiet():
-                _quantize(source, draft, feeds, mode, per_channel, Path(scratch))
+                _quantize(source, draft, feeds, mode, per_channel, bits, Path(scratch))
         except Exception as error:  # the quantiser raises whatever its many parts raise
             raise ExportError(
                 f"onnxruntime cannot quantise {source.name}: {cause(error)}; deliver the float"
@@ -99,7 +107,7 @@ def quantize_onnx(
             )
         draft.replace(path)
     return QuantizeReport(
-        str(path), mode, _bytes(source), _bytes(path), quantized, len(calls), rms, worst
+        str(path), mode, _bytes(source), _bytes(path), quantized, len(calls), rms, worst, bits
     )
 
 
@@ -119,6 +127,7 @@ def _quantize(
     feeds: Sequence[dict[str, Tensor]],
     mode: str,
     per_channel: bool,
+    bits: int,
     scratch: Path,
 ) -> None:
     import onnx
@@ -137,6 +146,7 @@ def _quantize(
             draft,
             op_types_to_quantize=_DYNAMIC_OPS,
             per_channel=per_channel,
+            reduce_range=bits == 7,
             weight_type=quantization.QuantType.QInt8,
             extra_options={"MatMulConstBOnly": True},
         )
@@ -159,6 +169,7 @@ def _quantize(
         Reader(),
         quant_format=quantization.QuantFormat.QDQ,
         per_channel=per_channel,
+        reduce_range=bits == 7,
         activation_type=quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,
         op_types_to_quantize=_STATIC_OPS,
