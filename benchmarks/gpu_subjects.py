@@ -17,6 +17,7 @@ from prunec.compiler.result import Result
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 EXAMPLES = 2  # of a capture
+DEPTH = 0.5  # of the residual branches, at most
 Inputs = dict[str, Tensor]
 
 
@@ -107,9 +108,11 @@ class Subject:
         return {"input_ids": torch.randint(0, int(below), size, device=self.device)}  # type: ignore[arg-type]
 
     def asked(self, speedup: float, batch: int, runtime: str) -> Result:
-        """Cut to a target of speed. Raises what the passes raise."""
+        """Cut to a target of speed; at batch 1, where launches bound the time, in depth too. Raises
+        what the passes raise."""
         target = compiler.Target(speedup=speedup, runtime=runtime, batch=batch)
-        return self._cut(passes.AllocateWidths(target, method="knapsack"))
+        depth = DEPTH if batch == 1 else 0.0
+        return self._cut(passes.AllocateWidths(target, method="knapsack", depth=depth))
 
     def pair(self, smaller: nn.Module, phase: str, batch: int) -> tuple[list[nn.Module], Inputs]:
         """Original and smaller, ready for a phase, and the inputs of one call."""

@@ -92,6 +92,9 @@ def compile_(
     uniform: Annotated[
         bool, typer.Option("--uniform", help="repeated layers keep equal widths")
     ] = False,
+    depth: Annotated[
+        float | None, typer.Option(help="largest share of residual branches that may go whole")
+    ] = None,
     best_effort: Annotated[
         bool, typer.Option("--best-effort", help="a target out of reach gives the best there is")
     ] = False,
@@ -119,6 +122,7 @@ def compile_(
             target=target,
             sweep=sweep,
             uniform=uniform,
+            depth=depth,
             best_effort=best_effort,
             data=data,
             out=out,

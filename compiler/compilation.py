@@ -18,7 +18,7 @@ from .ir.drop import Drop
 from .plan import Plan
 from .report import BranchReport
 from .rewrite.dead import DeadEntries
-from .rewrite.depth import carried, without_branches
+from .rewrite.depth import carried, inherited, without_branches
 from .rewrite.slicing import zero_tensor
 
 if TYPE_CHECKING:
@@ -62,14 +62,19 @@ class Compilation:
         self.facts: set[str] = set()
 
     def drop(self, drops: Sequence[Drop]) -> None:
-        """Drop branches of `graph`: it is another one from then on, and the plan says so. Raises
-        PlanError where a dimension that is planned already would become another one."""
+        """Drop branches of `graph`: it is another one from then on, and the plan says so; what is
+        known of dimensions that remain is kept. Raises PlanError where a dimension that is planned
+        already would become another one."""
         if not drops:
             return
         before = self.graph
         graph = without_branches(before.whole, [*before.drops, *drops])
         self.plan.kept = carried(self.plan.kept, before, graph)
         self.plan.dropped = list(graph.drops)
+        for known in ("scores", "errors", "widths"):
+            values = getattr(self, known)
+            if values is not None:
+                setattr(self, known, inherited(before, graph, values))
         self.graph = self.plan.graph = graph
 
     @property

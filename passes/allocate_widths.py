@@ -17,12 +17,14 @@ from ..compiler.passmanager import Pass, PassResult
 from ..compiler.report import Aim
 from ..compiler.rewrite.selection import as_patterns, matches, one_factor_each, require_matches
 from ..compiler.target import Target
+from .allocation.allocation import Allocation
 from .allocation.choice import lowest_width
 from .allocation.closed_loop import closed_loop
 from .allocation.coefficients import CoefficientSearch
+from .allocation.depth import Depth, find_depth
 from .allocation.reached import Reached
 from .allocation.sensitivity import allocation_error, sensitivities
-from .allocation.solver import Solver, Widths
+from .allocation.solver import Solver
 from .allocation.within_error import widths_within
 
 FLOOR = 0.05  # the smallest share a target may leave of a dimension
@@ -45,7 +47,10 @@ class AllocateWidths(Pass):
     the outputs on calibration data, where there are any. `search`: so many trials with other
     weights, drawn at random and judged by the outputs' error on calibration data (SPDY's
     coefficient search); by that of the cut alone, so it is for pipelines that repair nothing.
-    `uniform`: repeated layers stay equal, so that a plain configuration describes the result.
+    `depth`: the largest share of the residual branches (attention, feed-forward, a ResNet's blocks)
+    that may go whole, those of least measured effect; the knapsack then weighs a branch against
+    widths. `uniform`: repeated layers stay equal, so that a plain configuration describes the
+    result; of `depth` only whole blocks go.
 
     Exact dimensions are tried first; norm-coupled ones only when those cannot meet the target
     (`width` takes all). `floors`: the least share kept, of all or by pattern. `round_to`: keep
@@ -64,6 +69,7 @@ class AllocateWidths(Pass):
     best_effort: bool = False
     weigh: bool = True
     search: int = 0
+    depth: float = 0.0
 
     name: ClassVar[str] = "allocate-widths"
     needs: ClassVar[tuple[str, ...]] = ("scores",)
@@ -75,6 +81,13 @@ class AllocateWidths(Pass):
             raise PlanError(f"method is one of {', '.join(METHODS)}, not {self.method!r}.")
         if self.search < 0:
             raise PlanError(f"search={self.search!r} is a number of trials, at least 0.")
+        if not 0 <= self.depth < 1:
+            raise PlanError(f"depth={self.depth!r} is the share that may go and lies in [0, 1).")
+        if self.depth and (self.method == "share" or self.target.kind in ("width", "error")):
+            raise PlanError(
+                f"depth drops branches where the knapsack finds them worth least; {self.target} "
+                f"with method={self.method!r} knows none: put DropLayers before the scores instead."
+            )
         given = self.floors.values() if isinstance(self.floors, Mapping) else [self.floors]
         for floor in given:
             if not 0 < floor <= 1:
@@ -94,11 +107,14 @@ class AllocateWidths(Pass):
             raise TargetError(
                 "no dimension can be pruned, so no target can be met; `graph.explain()` says why."
             )
-        reached = self._reach(state, free, exact, everything)
-        widths = reached.widths
+        depth = None
+        if self.depth:
+            depth = find_depth(state, self.depth, as_patterns(self.exclude), self.uniform)
+        reached = self._reach(state, free, exact, everything, depth)
+        widths, gone = reached.allocation.widths, reached.allocation.dropped
         if reached.met and reached.why:
             state.notes.append(reached.why)
-        changed = any(widths.get(d.name, d.size) < d.size for d in everything)
+        changed = gone or any(widths.get(d.name, d.size) < d.size for d in everything)
         # branches may meet a target by themselves, and within an error there may be nothing to cut
         if not changed and not state.plan.dropped and self.target.kind != "error":
             raise PlanError(
@@ -106,9 +122,14 @@ class AllocateWidths(Pass):
                 "more, or lower round_to."
             )
         state.widths = widths
+        if depth is not None:
+            depth.drop(state, gone)
         state.aim = Aim(str(self.target), reached.predicted, reached.measured)
-        summary = f"{reached.summary(self.target)}; {self._counts(state, widths)}"
-        return PassResult(False, summary, {"widths": widths, **reached.details()})
+        summary = f"{reached.summary(self.target)}; {self._counts(state)}"
+        if depth is not None:
+            summary += f", {len(gone)} of {len(depth.names)} branches offered dropped"
+        details = {"widths": state.widths, "dropped": list(gone), **reached.details()}
+        return PassResult(bool(gone), summary, details)
 
     def _reach(
         self,
@@ -116,16 +137,17 @@ class AllocateWidths(Pass):
         free: list[Dimension],
         exact: list[Dimension],
         everything: list[Dimension],
+        depth: Depth | None,
     ) -> Reached:
         if self.target.kind == "width":
             return Reached(self._solver(state, everything).at_share(self.target.value))
         if self.target.kind == "error":
-            return Reached(self._within_error(state, free))
+            return Reached(Allocation(self._within_error(state, free)))
         best: Reached | None = None
         for dimensions in (exact, everything) if len(everything) > len(exact) else (everything,):
             if not dimensions:
                 continue
-            solver = self._solver(state, dimensions)
+            solver = self._solver(state, dimensions, depth)
             find = closed_loop if self.target.measured else _counted
             found = find(state, solver, self.target)
             if found.met:
@@ -146,9 +168,12 @@ class AllocateWidths(Pass):
         state.notes.append(words)
         return best
 
-    def _solver(self, state: Compilation, dimensions: list[Dimension]) -> Solver:
+    def _solver(
+        self, state: Compilation, dimensions: list[Dimension], depth: Depth | None = None
+    ) -> Solver:
         assert state.scores is not None
-        share = self.method == "share" or (self.method == "auto" and not state.errors)
+        one = self.method == "auto" and not state.errors and depth is None
+        share = self.method == "share" or one
         return Solver(
             dimensions,
             {d.name: lowest_width(d, self._floor(d), self.round_to) for d in dimensions},
@@ -159,24 +184,25 @@ class AllocateWidths(Pass):
             share=share,
             snap=self.target.measured,
             weigh=functools.partial(sensitivities, state) if self.weigh else None,
-            search=self._search(state),
+            search=self._search(state, depth),
+            depth=depth,
         )
 
-    def _search(self, state: Compilation) -> CoefficientSearch | None:
+    def _search(self, state: Compilation, depth: Depth | None) -> CoefficientSearch | None:
         if not self.search:
             return None
         if not state.calibration or state.graph.program.is_meta:
             raise PlanError(
                 "search judges allocations on calibration data: give some, or leave it out."
             )
-        return CoefficientSearch(functools.partial(allocation_error, state), self.search)
+        return CoefficientSearch(functools.partial(allocation_error, state, depth), self.search)
 
     def _floor(self, dimension: Dimension) -> float:
         if not isinstance(self.floors, Mapping):
             return self.floors
         return next((s for p, s in self.floors.items() if matches(dimension, [p])), FLOOR)
 
-    def _within_error(self, state: Compilation, free: list[Dimension]) -> Widths:
+    def _within_error(self, state: Compilation, free: list[Dimension]) -> dict[str, int]:
         # Of a product both factors: what nothing is lost with is no share of a budget.
         known = [d for d in free if d.exact and d.name in (state.errors or {})]
         least = widths_within(known, state.errors, self.target.value)
@@ -192,8 +218,8 @@ class AllocateWidths(Pass):
             for name, width in least.items()
         }
 
-    def _counts(self, state: Compilation, widths: Widths) -> str:
-        by_name = state.graph.dimensions
+    def _counts(self, state: Compilation) -> str:
+        by_name, widths = state.graph.dimensions, state.widths or {}
         sizes: dict[Any, int] = {by_name[name].var: size for name, size in widths.items()}
         before, after = cost(state.graph.whole), cost(state.graph, sizes)
         macs = after.macs / before.macs if before.macs else 1.0
@@ -203,8 +229,9 @@ class AllocateWidths(Pass):
 def _counted(state: Compilation, solver: Solver, target: Target) -> Reached:
     """Counts are exact, so what is predicted is what comes out."""
     chosen = [d.var for d in solver.dimensions if d.var is not None]
-    model = counted(state.graph, target.kind, chosen)
+    nesting = solver.depth.nesting if solver.depth is not None else None
+    model = counted(state.graph, target.kind, chosen, nesting)
     full = max(counted(state.graph.whole, target.kind, []).total(), 1)
     found = solver.within(model, full * target.value)
-    widths = found if found is not None else solver.smallest()
-    return Reached(widths, found is not None, model.total(solver.sizes(widths)) / full)
+    allocation = found if found is not None else solver.smallest()
+    return Reached(allocation, found is not None, solver.cost(model, allocation) / full)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
@@ -14,7 +13,7 @@ from ..compiler.capture.batch import batch_size
 from ..compiler.capture.examples import fresh_inputs
 from ..compiler.compilation import Compilation
 from ..compiler.errors import PlanError
-from ..compiler.inference.branches import Branch, find_branches
+from ..compiler.inference.branches import Branch, find_branches, fits
 from ..compiler.passmanager import Pass, PassResult
 from ..compiler.report import BranchReport
 from ..compiler.rewrite.selection import as_patterns, check_ratio
@@ -146,12 +145,12 @@ class DropLayers(Pass):
             b for b in find_branches(state.graph) if self.unit == "any" or self.unit in b.units
         ]
         for pattern in (*as_patterns(self.include), *as_patterns(self.exclude)):
-            if not any(_fits(b, [pattern]) for b in found):
+            if not any(fits(b, [pattern]) for b in found):
                 names = ", ".join(b.name for b in found[:8])
                 raise PlanError(f"pattern '{pattern}' fits no {self.unit}; there are {names}.")
         include, exclude = as_patterns(self.include), as_patterns(self.exclude)
-        chosen = [b for b in found if not include or _fits(b, include)]
-        chosen = [b for b in chosen if not _fits(b, exclude)]
+        chosen = [b for b in found if not include or fits(b, include)]
+        chosen = [b for b in chosen if not fits(b, exclude)]
         if not chosen and self._asked:
             what = "branch or block" if self.unit == "any" else self.unit
             raise PlanError(
@@ -253,8 +252,3 @@ def evenly_spaced(branches: Sequence[Branch], count: int | None) -> set[str]:
     step = (len(branches) - 1) / max(1, kept - 1)
     stay = {math.floor(i * step + 0.5) for i in range(kept)}
     return {b.name for i, b in enumerate(branches) if i not in stay}
-
-
-def _fits(branch: Branch, patterns: Sequence[str]) -> bool:
-    names = (branch.name, *branch.tensors)
-    return any(fnmatch.fnmatchcase(name, p) for p in patterns for name in names)

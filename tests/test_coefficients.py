@@ -10,24 +10,25 @@ from torch import nn
 
 from prunec import compiler, passes
 from prunec.compiler.errors import PlanError
+from prunec.passes.allocation.allocation import Allocation
 from prunec.passes.allocation.coefficients import CoefficientSearch
 
 
-def solve(coefficients: Mapping[str, float]) -> dict[str, int]:
+def solve(coefficients: Mapping[str, float]) -> Allocation:
     """Of two names the one with the larger coefficient keeps its width."""
     a, b = coefficients["a"], coefficients["b"]
-    return {"a": 8, "b": 4} if a >= b else {"a": 4, "b": 8}
+    return Allocation({"a": 8, "b": 4} if a >= b else {"a": 4, "b": 8})
 
 
 def test_it_ends_with_the_allocation_of_least_error() -> None:
-    calls: list[dict[str, int]] = []
+    calls: list[Allocation] = []
 
-    def error(widths: dict[str, int]) -> float:
-        calls.append(widths)
-        return {8: 0.1, 4: 0.9}[widths["b"]]
+    def error(tried: Allocation) -> float:
+        calls.append(tried)
+        return {8: 0.1, 4: 0.9}[tried.widths["b"]]
 
     found = CoefficientSearch(error, trials=20).run(["a", "b"], solve)
-    assert solve(found) == {"a": 4, "b": 8}
+    assert solve(found).widths == {"a": 4, "b": 8}
     assert len(calls) == 2  # an allocation is judged once
 
 

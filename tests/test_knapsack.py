@@ -15,7 +15,8 @@ from prunec.compiler.inference.dimensions import Dimension
 from prunec.compiler.ir.terms import Var
 from prunec.passes.allocation.choice import Choice
 from prunec.passes.allocation.knapsack import Item, knapsack
-from prunec.passes.allocation.lattice import Lattice, least_loss
+from prunec.passes.allocation.lattice import Lattice
+from prunec.passes.allocation.search import least_loss
 
 Sizes = Mapping[Var, int]
 
@@ -121,5 +122,5 @@ def test_costs_that_add_up_are_solved_exactly() -> None:
     assert lattice.separable
     found = least_loss(lattice, 12.0)  # 1 + 8 + 3
     assert found == (2, 0)
-    assert lattice.widths(found) == {"a": 8, "b": 1}
+    assert lattice.allocation(found).widths == {"a": 8, "b": 1}
     assert lattice.cost(found) == 12.0

@@ -33,6 +33,7 @@ class CompileOptions:
     target: str | None
     sweep: str | None
     uniform: bool
+    depth: float | None
     best_effort: bool
     data: str | None
     out: pathlib.Path
@@ -170,6 +171,8 @@ def _pass_options(options: CompileOptions) -> dict[str, dict[str, Any]]:
         allocate["exclude"] = options.exclude
     if options.uniform:
         allocate["uniform"] = True
+    if options.depth:
+        allocate["depth"] = options.depth
     if options.best_effort:
         allocate["best_effort"] = True
     distill: dict[str, Any] = {}

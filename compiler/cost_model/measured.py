@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from ..capture.batch import batch_size, resize_batch
 from ..inference.dimensions import width_of
 from ..inference.graph import Graph
+from ..inference.nesting import Nesting
 from ..inference.rule import op_name
 from ..ir.terms import Term, Var, variables
 from ..measure.environment import describe
@@ -40,13 +41,21 @@ class OpTimes:
     work and has such a width is timed in runs of the rewritten program. Under "onnxruntime" and
     "compile", which fuse the rest, contractions are timed (each alone in onnxruntime, whose memory
     is planned; by eager torch, whose kernels are the same), and the rest counts by its elements.
-    Ops of one signature share a time; `table` keeps them on disk.
+    Ops of one signature share a time; `table` keeps them on disk. Ops in a branch of `nesting`
+    count even where no width changes them, since they go with it.
     """
 
     def __init__(
-        self, graph: Graph, lowest: Sizes, *, runtime: str = "torch", batch: int | None = None
+        self,
+        graph: Graph,
+        lowest: Sizes,
+        *,
+        runtime: str = "torch",
+        batch: int | None = None,
+        nesting: Nesting | None = None,
     ) -> None:
         self.graph, self.lowest, self.runtime = graph, dict(lowest), runtime
+        self.nesting = nesting or Nesting()
         program = graph.program
         args, kwargs = program.args, program.kwargs
         if batch is not None and program.batched and batch != batch_size(args, kwargs):
@@ -66,13 +75,14 @@ class OpTimes:
     def model(self, per_element: float = 0.0) -> CostModel:
         """Milliseconds by widths, `per_element` for each element that an op goes through which
         is not timed; without what no width changes."""
-        prices: list[tuple[frozenset[Var], Price]] = []
+        prices: list[tuple[frozenset[Var], str, Price]] = []
         for name, curve in self.timed.items():
             price = functools.partial(_price, self.axes[name], curve)
-            prices.append((_variables(self.axes[name]), price))
+            prices.append((_variables(self.axes[name]), self.nesting.of_node(name), price))
         if per_element:
             for name, own in self.counted.items():
-                prices.append((own, functools.partial(self._made, name, per_element)))
+                made = functools.partial(self._made, name, per_element)
+                prices.append((own, self.nesting.of_node(name), made))
         return CostModel(gather(prices), 0.0, "ms")
 
     def elements(self) -> float:
@@ -84,6 +94,7 @@ class OpTimes:
         return {
             name: (curve.at(self._position(name, {})), curve.at(self._position(name, self.lowest)))
             for name, curve in self.timed.items()
+            if self.axes[name]
         }
 
     def refine(self, sizes: Sizes) -> bool:
@@ -99,13 +110,13 @@ class OpTimes:
         return True
 
     def _variable_ops(self) -> dict[str, list[Axis]]:
-        """By node, the widths of each op that does work."""
+        """By node, the widths of each op that does work; none where only a branch changes it."""
         chosen = frozenset(self.lowest)
         found: dict[str, list[Axis]] = {}
         for node in self.nodes.values():
             if node.op == "call_function" and works(node):
                 axes = axes_of(_terms(self.graph, node), chosen)
-                if axes:
+                if axes or self.nesting.of_node(node.name):
                     found[node.name] = axes
         return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from ..ir.terms import Var
 
@@ -12,10 +12,12 @@ Price = Callable[[Mapping[Var, int]], float]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Part:
-    """What some tensors or ops cost together, given the sizes of the `variables` they depend on."""
+    """What some tensors or ops cost together, given the sizes of the `variables` they depend on.
+    `branch`: the innermost one that takes them along when it is dropped; '' for none."""
 
     variables: tuple[Var, ...]
     prices: tuple[Price, ...]
+    branch: str = ""
 
     def cost(self, sizes: Mapping[Var, int]) -> float:
         """The cost at these sizes; variables that `sizes` lacks have their own."""
@@ -30,17 +32,19 @@ class CostModel:
     fixed: float
     unit: str
 
-    def total(self, sizes: Mapping[Var, int] | None = None) -> float:
-        """The cost of the whole model at these sizes (None: as captured)."""
-        return self.fixed + sum(part.cost(sizes or {}) for part in self.parts)
+    def total(self, sizes: Mapping[Var, int] | None = None, dropped: Collection[str] = ()) -> float:
+        """The cost of the whole model at these sizes (None: as captured) without the branches that
+        are `dropped`, those inside others among them."""
+        left = (part for part in self.parts if part.branch not in dropped)
+        return self.fixed + sum(part.cost(sizes or {}) for part in left)
 
 
-def gather(prices: Sequence[tuple[frozenset[Var], Price]]) -> tuple[Part, ...]:
-    """One part for each set of variables that occurs, in the order in which they do."""
-    found: dict[frozenset[Var], list[Price]] = {}
-    for variables, price in prices:
-        found.setdefault(variables, []).append(price)
+def gather(prices: Sequence[tuple[frozenset[Var], str, Price]]) -> tuple[Part, ...]:
+    """One part for each set of variables and branch that occurs, in the order in which they do."""
+    found: dict[tuple[frozenset[Var], str], list[Price]] = {}
+    for variables, branch, price in prices:
+        found.setdefault((variables, branch), []).append(price)
     return tuple(
-        Part(tuple(sorted(variables, key=lambda v: v.serial)), tuple(own))
-        for variables, own in found.items()
+        Part(tuple(sorted(variables, key=lambda v: v.serial)), tuple(own), branch)
+        for (variables, branch), own in found.items()
     )

@@ -10,8 +10,9 @@ of a module list or sequential, or where no module says so, what repeats.
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from torch import fx, nn
@@ -46,6 +47,12 @@ class Branch:
     def unit(self) -> str:
         """What it is called in a report."""
         return "branch" if "branch" in self.units else "block"
+
+
+def fits(branch: Branch, patterns: Iterable[str]) -> bool:
+    """Whether a shell pattern fits the branch's name or that of a tensor it holds."""
+    names = (branch.name, *branch.tensors)
+    return any(fnmatch.fnmatchcase(name, p) for p in patterns for name in names)
 
 
 def find_branches(graph: Graph) -> list[Branch]:

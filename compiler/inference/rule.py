@@ -143,7 +143,8 @@ def bound_arguments(node: fx.Node) -> dict[str, Any]:
 class Inference:
     """All that is known of a program after its rules have run.
 
-    `beside`: terms of tensors that only side branches hold. `origins`: the weighted contractions
+    `beside`: terms of tensors that only side branches hold. `costs`: nodes with terms whose sizes
+    multiply to its multiply-accumulates. `origins`: the weighted contractions
     (layers) a value comes from, without another in between. `constants`: integer values that do not
     depend on the model's inputs. `numbers`: values that number the entries of a term (a tuple of
     such, or None, for several results). `tables`: values that stay whole, since each module that
@@ -157,7 +158,7 @@ class Inference:
     statistics: list[Statistic] = dataclasses.field(default_factory=list)
     roles: list[tuple[Term, str]] = dataclasses.field(default_factory=list)
     minimums: list[tuple[Term, int]] = dataclasses.field(default_factory=list)
-    costs: list[tuple[Term, ...]] = dataclasses.field(default_factory=list)
+    costs: list[tuple[fx.Node, Terms]] = dataclasses.field(default_factory=list)
     rewrites: dict[fx.Node, list[Callable[[NodeRewriter], None]]] = dataclasses.field(
         default_factory=dict
     )
@@ -271,7 +272,7 @@ class RuleContext:
         (`counted` False: another contraction of the same node has counted them)."""
         self.inference.sinks.append(Sink(self.node, term, tuple(operands), weight))
         if counted:
-            self.inference.costs.append((*out, term))
+            self.inference.costs.append((self.node, [*out, term]))
 
     def role(self, term: Term, kind: str) -> None:
         """How a dimension is used: the source of its kind."""

@@ -48,7 +48,7 @@ def cost(graph: Graph, kept: Mapping[Var, int] | Kept | None = None) -> Cost:
         size += count * tensor.element_size()
         params += count if isinstance(tensor, nn.Parameter) else 0
     unused = _unused(graph)
-    macs = sum(math.prod(map(width, terms)) for terms in graph.inference.costs)
+    macs = sum(math.prod(map(width, terms)) for _, terms in graph.inference.costs)
     batch = batch_size(program.args, program.kwargs) or 1
     return Cost(params + unused[0], size + unused[1], macs // batch)
 

@@ -16,9 +16,11 @@ from ...compiler.inference.graph import Graph
 from ...compiler.measure.model_timing import compare_modules
 from ...compiler.measure.timing import Comparison
 from ...compiler.onnx_files.export import export_onnx
+from ...compiler.rewrite.depth import inherited
 from ...compiler.rewrite.rewrite import rewrite
 from ...compiler.target import Target
-from .solver import Widths
+from .allocation import Allocation
+from .depth import Depth
 
 SECONDS = 6.0
 ATTEMPTS = 3  # at a steady timing: a busy machine is asked again
@@ -29,10 +31,10 @@ class Candidates:
     onnxruntime the original's export is kept for as long. `unsteady`: timings whose A/A control
     stayed off."""
 
-    def __init__(self, graph: Graph, target: Target) -> None:
-        self.graph, self.target = graph, target
+    def __init__(self, graph: Graph, target: Target, depth: Depth | None = None) -> None:
+        self.graph, self.target, self.depth = graph, target, depth
         self.unsteady: list[float] = []
-        self.known: dict[tuple[tuple[str, int], ...], Comparison] = {}
+        self.known: dict[tuple[object, ...], Comparison] = {}
         self._stack = contextlib.ExitStack()
         self._original: pathlib.Path | None = None
 
@@ -47,16 +49,18 @@ class Candidates:
     ) -> None:
         self._stack.close()
 
-    def time(self, widths: Widths) -> Comparison:
+    def time(self, allocation: Allocation) -> Comparison:
         """Original against the candidate with the first entries kept: time does not depend on
         which entries those are. A candidate is built and timed once."""
-        key = tuple(sorted(widths.items()))
-        if key not in self.known:
-            self.known[key] = self._time(widths)
-        return self.known[key]
+        if allocation.key not in self.known:
+            self.known[allocation.key] = self._time(allocation)
+        return self.known[allocation.key]
 
-    def _time(self, widths: Widths) -> Comparison:
-        graph = self.graph
+    def _time(self, allocation: Allocation) -> Comparison:
+        graph, widths = self.graph, allocation.widths
+        if self.depth is not None and allocation.dropped:
+            graph = self.depth.without(self.graph, allocation.dropped)
+            widths = inherited(self.graph, graph, widths)
         kept = {
             d.var: torch.arange(widths[d.name])
             for d in graph.prunable.values()

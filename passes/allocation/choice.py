@@ -1,4 +1,5 @@
-"""What AllocateWidths chooses: for each dimension, or a group kept equal, one of some widths."""
+"""What AllocateWidths chooses: for each dimension, or a group kept equal, one of some widths; for
+a branch whether it stays."""
 
 from __future__ import annotations
 
@@ -6,12 +7,16 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
 from ...compiler.inference.dimensions import Dimension
 from ...compiler.rewrite.selection import kept_count
+
+if TYPE_CHECKING:
+    from .depth import Depth
 
 STEPS = 16, 32  # shares k / STEPS of a dimension are candidates: snapped, and as they are
 SNAPS = ((1024, 64), (256, 16), (32, 8))  # from this size on, to multiples of that
@@ -22,11 +27,17 @@ EXACT = 1e-12  # an error below is rounding
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Choice:
-    """Dimensions that get one width, ascending candidate `widths`, and the loss of each."""
+    """Dimensions that get one width, ascending candidate `widths`, and the loss of each.
+
+    Of a `branch` the widths are 0 (dropped) and 1. `within`: the innermost branch that holds all of
+    it; what is in a dropped branch costs nothing and loses nothing by itself.
+    """
 
     dimensions: tuple[Dimension, ...]
     widths: tuple[int, ...]
     losses: np.ndarray
+    branch: str = ""
+    within: str = ""
 
 
 def loss_curve(dimension: Dimension, scores: Tensor, errors: Tensor | None) -> np.ndarray:
@@ -49,16 +60,23 @@ def loss_curve(dimension: Dimension, scores: Tensor, errors: Tensor | None) -> n
     return -readers * np.log1p(-(lost / readers).clip(max=NOTHING_LEFT))
 
 
+def loss_of(error: float) -> float:
+    """The same for one relative squared error of the outputs."""
+    return -math.log1p(-min(max(error, 0.0), NOTHING_LEFT))
+
+
 def choices(
     dimensions: Sequence[Dimension],
     curves: Mapping[str, np.ndarray],
     lowest: Mapping[str, int],
+    depth: Depth | None = None,
     round_to: int = 1,
     uniform: bool = False,
     snap: bool = True,
 ) -> list[Choice]:
     """One choice for each dimension, of its `candidates`; with `uniform` one for each set of
-    repeated layers, which are those of one kind and size whose names differ in numbers only."""
+    repeated layers, which are those of one kind and size whose names differ in numbers only. Then
+    one for each branch of `depth`."""
     groups: dict[object, list[Dimension]] = {}
     for d in dimensions:
         key = (re.sub(r"\d+", "*", d.name), d.kind, d.size) if uniform else d.name
@@ -68,7 +86,12 @@ def choices(
         floor = max(lowest[d.name] for d in group)
         total = np.sum([curves[d.name] for d in group], axis=0)
         widths = candidates(group[0].size, floor, round_to, total, snap)
-        found.append(Choice(tuple(group), widths, total[list(widths)]))
+        within = depth.holder(group[0]) if depth is not None and len(group) == 1 else ""
+        found.append(Choice(tuple(group), widths, total[list(widths)], within=within))
+    for name in depth.names if depth is not None else ():
+        around = depth.nesting.around[name]  # type: ignore[union-attr]
+        within = around[0] if around else ""
+        found.append(Choice((), (0, 1), curves[name], branch=name, within=within))
     return found
 
 

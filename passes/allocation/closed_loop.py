@@ -12,9 +12,10 @@ from ...compiler.cost_model.bound import what_bounds
 from ...compiler.cost_model.measured import OpTimes
 from ...compiler.cost_model.parts import CostModel
 from ...compiler.target import Target
+from .allocation import Allocation
 from .candidate import Candidates
 from .reached import Reached
-from .solver import Solver, Widths
+from .solver import Solver
 
 REFINED = 6  # how often a solution's ops are measured and it is solved for again
 ROUNDS = 5
@@ -29,13 +30,13 @@ AIM = 0.005  # aimed beyond the target, so that noise does not fall short as oft
 class _Point:
     """One measured candidate: ops' time and whole time, as shares of the original's."""
 
-    widths: Widths
+    allocation: Allocation
     ops: float
     time: float
 
 
 class ClosedLoop:
-    """Widths for a target of speed.
+    """An allocation for a target of speed.
 
     `ops`, the sum of op times over that of the original's, is what the solver has a budget of. The
     whole time is linear in it between measured candidates; the first of these has every width at
@@ -46,11 +47,17 @@ class ClosedLoop:
         self, state: Compilation, solver: Solver, target: Target, candidates: Candidates
     ) -> None:
         self.solver, self.target, self.candidates = solver, target, candidates
-        self.original_ms = candidates.time({}).before.median_ms
+        self.original_ms = candidates.time(Allocation()).before.median_ms
         if self.wanted >= 1:
             return
         lowest = solver.sizes(solver.smallest())
-        self.times = OpTimes(state.graph, lowest, runtime=target.runtime, batch=target.batch)
+        self.times = OpTimes(
+            state.graph,
+            lowest,
+            runtime=target.runtime,
+            batch=target.batch,
+            nesting=solver.depth.nesting if solver.depth is not None else None,
+        )
         state.notes += [n for n in self.times.table.notes if n not in state.notes]
         timed = self.times.model().total()
         elements = self.times.elements()
@@ -76,38 +83,38 @@ class ClosedLoop:
         if not self._fast_enough(smallest):
             return self._reached(smallest, False, what_bounds(self.times, smallest.time))
         for _ in range(ROUNDS):
-            widths = self._next(wanted * (1 - AIM))
-            if widths is None:
+            following = self._next(wanted * (1 - AIM))
+            if following is None:
                 break
-            point = self._measure(widths)
+            point = self._measure(following)
             if abs(point.time / wanted - 1) <= CLOSE:
                 break
         met = [p for p in self.points if self._fast_enough(p)]
         why = what_bounds(self.times, smallest.time) if smallest.time > BOUND else ""
         return self._reached(min(met, key=lambda p: abs(p.time / wanted - 1)), True, why)
 
-    def _next(self, wanted: float) -> Widths | None:
-        """The widths predicted to take `wanted`, or, where those were measured, the next ones on
-        the side where the last fell short; None when there are none."""
+    def _next(self, wanted: float) -> Allocation | None:
+        """What is predicted to take `wanted`, or, where that was measured, the next one on the side
+        where the last fell short; None when there is none."""
         times, ops = self._line()
         budget = float(np.interp(wanted, times, ops)) * self.full
         further = 1 - STEP if self.points[-1].time > wanted else 1 + STEP
         for _ in range(STEPS):
-            widths = self._solve(budget)
-            if all(p.widths != widths for p in self.points):
-                return widths
+            found = self._solve(budget)
+            if all(p.allocation != found for p in self.points):
+                return found
             budget *= further
         return None
 
-    def _solve(self, budget: float) -> Widths:
-        """The widths within a budget of ops' time, solved again until all their ops are measured
+    def _solve(self, budget: float) -> Allocation:
+        """The allocation within a budget of ops' time, solved again until all its ops are measured
         as they are."""
-        widths = self.solver.within(self.model, budget) or self.solver.smallest()
+        found = self.solver.within(self.model, budget) or self.solver.smallest()
         for _ in range(REFINED):
-            if not self.times.refine(self.solver.sizes(widths)):
+            if not self.times.refine(self.solver.sizes(found)):
                 break
-            widths = self.solver.within(self.model, budget) or self.solver.smallest()
-        return widths
+            found = self.solver.within(self.model, budget) or self.solver.smallest()
+        return found
 
     def _line(self) -> tuple[np.ndarray, np.ndarray]:
         """Times and ops of the measured candidates, both ascending."""
@@ -121,13 +128,12 @@ class ClosedLoop:
             return 1 - min(1.0, self.full / self.original_ms) * (1 - ops)
         return float(np.interp(ops, known, times))
 
-    def _measure(self, widths: Widths) -> _Point:
-        sizes = self.solver.sizes(widths)
-        self.times.refine(sizes)
-        ops = self.model.total(sizes) / self.full
+    def _measure(self, allocation: Allocation) -> _Point:
+        self.times.refine(self.solver.sizes(allocation))
+        ops = self.solver.cost(self.model, allocation) / self.full
         predicted = self._predicted(ops)
-        timed = self.candidates.time(widths)
-        point = _Point(widths, ops, 1 / timed.ratio)
+        timed = self.candidates.time(allocation)
+        point = _Point(allocation, ops, 1 / timed.ratio)
         self.points.append(point)
         self.rounds.append(
             {
@@ -147,13 +153,13 @@ class ClosedLoop:
 
     def _reached(self, point: _Point, met: bool, why: str = "") -> Reached:
         row = self.rounds[self.points.index(point) - 1]
-        return Reached(point.widths, met, row["predicted"], row["measured"], self.rounds, why)
+        return Reached(point.allocation, met, row["predicted"], row["measured"], self.rounds, why)
 
 
 def closed_loop(state: Compilation, solver: Solver, target: Target) -> Reached:
-    """Widths for a target of speed, and what they were predicted and measured to give; notes in
+    """An allocation for a target of speed, and what it was predicted and measured to give; notes in
     `state` say where the machine was too noisy for its timings to be trusted."""
-    with Candidates(state.graph, target) as candidates:
+    with Candidates(state.graph, target, solver.depth) as candidates:
         found = ClosedLoop(state, solver, target, candidates).run()
         if candidates.unsteady:
             worst = max(candidates.unsteady, key=lambda control: abs(control - 1))

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from .allocation import Allocation
+
 SPREAD = 1.0  # of the logarithm of a coefficient that is drawn anew
 SHARE = 0.25  # of the coefficients drawn anew in one trial, at least one
-
-Widths = dict[str, int]
 
 
 @dataclasses.dataclass
@@ -23,27 +23,26 @@ class CoefficientSearch:
     section 3.3, whose search it is but for the schedule of neighbourhoods.
     """
 
-    error: Callable[[Widths], float]
+    error: Callable[[Allocation], float]
     trials: int
     seed: int = 0
 
     def run(
-        self, names: list[str], solve: Callable[[Mapping[str, float]], Widths | None]
+        self, names: list[str], solve: Callable[[Mapping[str, float]], Allocation | None]
     ) -> dict[str, float]:
         """The coefficients whose allocation, by `solve`, has the smallest error."""
         generator = np.random.default_rng(self.seed)
         best = dict.fromkeys(names, 1.0)
-        known: dict[tuple[int, ...], float] = {}
+        known: dict[tuple[object, ...], float] = {}
 
         def score(coefficients: Mapping[str, float]) -> float:
-            widths = solve(coefficients)
-            if widths is None:
+            found = solve(coefficients)
+            if found is None:
                 return float("inf")
-            key = tuple(widths[name] for name in sorted(widths))
-            if key not in known:
-                error = self.error(widths)
-                known[key] = error if np.isfinite(error) else float("inf")
-            return known[key]
+            if found.key not in known:
+                error = self.error(found)
+                known[found.key] = error if np.isfinite(error) else float("inf")
+            return known[found.key]
 
         least = score(best)
         for _ in range(self.trials):

@@ -6,16 +6,16 @@ import dataclasses
 from typing import Any
 
 from ...compiler.target import Target
-from .solver import Widths
+from .allocation import Allocation
 
 
 @dataclasses.dataclass
 class Reached:
-    """Widths and the target's quantity as `predicted` and, where the target is one of speed, as
-    `measured` beside the original. `met`: whether the target is. `rounds`: each widths that were
-    measured on the way, with both numbers. `why`: what stands in the way of more."""
+    """An allocation and the target's quantity as `predicted` and, where the target is one of speed,
+    as `measured` beside the original. `met`: whether the target is. `rounds`: what was measured on
+    the way, with both numbers. `why`: what stands in the way of more."""
 
-    widths: Widths
+    allocation: Allocation
     met: bool = True
     predicted: float | None = None
     measured: float | None = None

@@ -11,9 +11,12 @@ from torch import Tensor
 
 from ...compiler.compilation import Compilation
 from ...compiler.inference.dimensions import Dimension
+from ...compiler.rewrite.depth import inherited
 from ...compiler.rewrite.rewrite import rewrite
 from ...compiler.rewrite.selection import kept_count, lowest
 from ...compiler.verify.interpreter import ProgramInterpreter
+from .allocation import Allocation
+from .depth import Depth
 
 BATCHES = 2
 TRIED = 0.5  # of each dimension's entries, the lowest-scored, taken out to see what it does
@@ -49,20 +52,27 @@ def sensitivities(
     return weights
 
 
-def allocation_error(state: Compilation, widths: Mapping[str, int]) -> float:
+def allocation_error(state: Compilation, depth: Depth | None, allocation: Allocation) -> float:
     """The relative squared error of the outputs when the lowest-scored entries are gone from every
-    dimension down to its width, without repair, on the first calibration batches."""
+    dimension down to its width, and the dropped branches, without repair, on the first calibration
+    batches."""
     assert state.scores is not None
     graph, batches = state.graph, state.calibration[:BATCHES]
+    widths, scores = allocation.widths, state.scores
+    if depth is not None and allocation.dropped:
+        graph = depth.without(state.graph, allocation.dropped)
+        widths = inherited(state.graph, graph, widths)
+        scores = inherited(state.graph, graph, scores)
     kept: dict[Any, Tensor] = {}
     for name, width in widths.items():
         d = graph.dimensions[name]
         if d.var is not None and width < d.size:
             stays = torch.ones(d.size, dtype=torch.bool)
-            stays[lowest(state.scores[name], d.size - width).cpu()] = False
+            stays[lowest(scores[name], d.size - width).cpu()] = False
             kept[d.var] = stays.nonzero().reshape(-1)
     program = rewrite(graph, kept, on_use=True)
-    expected = [ProgramInterpreter(graph.program)(batch) for batch in batches]
+    whole = state.graph.program
+    expected = [ProgramInterpreter(whole)(batch) for batch in batches]
     return _relative([ProgramInterpreter(program)(batch) for batch in batches], expected)
 
 

@@ -1,4 +1,4 @@
-"""Widths within a budget: by the knapsack over losses, or one share for all dimensions."""
+"""Allocations within a budget: by the knapsack over losses, or one share for all dimensions."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from ...compiler.cost_model.parts import CostModel
 from ...compiler.inference.dimensions import Dimension
 from ...compiler.ir.terms import Var
 from ...compiler.rewrite.selection import kept_count
+from .allocation import Allocation
 from .choice import Choice, choices, loss_curve
 from .coefficients import CoefficientSearch
-from .lattice import Lattice, Options, least_loss
+from .depth import Depth
+from .lattice import Lattice, Options
+from .search import least_loss
 
-Widths = dict[str, int]
 Weigh = Callable[[Sequence[Dimension], Mapping[str, np.ndarray]], Mapping[str, float]]
 
 
 class Solver:
-    """Chooses the widths of some dimensions, each at least its `lowest`, for a cost model.
+    """Chooses the widths of some dimensions, each at least its `lowest`, for a cost model, and
+    which branches of `depth` go.
 
     `share`: one share for all. Otherwise the knapsack, which also starts from that share; `uniform`
     keeps repeated layers equal (one share does by itself); `snap`: to widths that hardware likes;
@@ -41,76 +44,98 @@ class Solver:
         snap: bool = True,
         weigh: Weigh | None = None,
         search: CoefficientSearch | None = None,
+        depth: Depth | None = None,
     ) -> None:
         self.dimensions = list(dimensions)
         self.lowest = dict(lowest)
         self.round_to = round_to
         self.share = share
+        self.depth = depth
         self.curves = {
             d.name: loss_curve(d, scores[d.name], (errors or {}).get(d.name)) for d in dimensions
         }
         if weigh is not None and not share:
             for name, weight in weigh(self.dimensions, self.curves).items():
                 self.curves[name] = weight * self.curves[name]
+        for name in depth.names if depth is not None else ():
+            self.curves[name] = np.array([depth.loss(name), 0.0])  # type: ignore[union-attr]
         self.search = search
         self._uniform, self._snap = uniform, snap
         self.choices = self._choices(self.curves)
 
-    def smallest(self) -> Widths:
-        """Every dimension at its floor."""
-        return {d.name: self.lowest[d.name] for d in self.dimensions}
+    def smallest(self) -> Allocation:
+        """Every dimension at its floor, every branch dropped."""
+        names = self.depth.names if self.depth is not None else []
+        outermost = self.depth.nesting.outermost(names) if self.depth is not None else []
+        return Allocation({d.name: self.lowest[d.name] for d in self.dimensions}, tuple(outermost))
 
-    def within(self, model: CostModel, budget: float) -> Widths | None:
-        """The widths of least loss whose cost is at most `budget`; None where there are none."""
+    def within(self, model: CostModel, budget: float) -> Allocation | None:
+        """The allocation of least loss whose cost is at most `budget`; None where there is none."""
         start = self._share_within(model, budget)
-        if self.share or start is None:
+        if self.share:
             return start
         if self.search is not None:
             search, self.search = self.search, None
-            names = [d.name for d in self.dimensions]
-            found = search.run(names, lambda c: self._solve(self._scaled(c), model, budget, start))
+            found = search.run(
+                list(self.curves), lambda c: self._solve(self._scaled(c), model, budget, start)
+            )
             self.curves = self._scaled(found)
             self.choices = self._choices(self.curves)
         return self._solve(self.curves, model, budget, start) or start
 
     def _solve(
-        self, curves: Mapping[str, np.ndarray], model: CostModel, budget: float, start: Widths
-    ) -> Widths | None:
+        self,
+        curves: Mapping[str, np.ndarray],
+        model: CostModel,
+        budget: float,
+        start: Allocation | None,
+    ) -> Allocation | None:
         chosen = self.choices if curves is self.curves else self._choices(curves)
         lattice = Lattice(chosen, model)
-        found = least_loss(lattice, budget, self._nearest(start, chosen))
-        return lattice.widths(found) if found is not None else None
+        begun = None if start is None else self._nearest(start, chosen)
+        found = least_loss(lattice, budget, begun)
+        return lattice.allocation(found) if found is not None else None
 
     def _scaled(self, coefficients: Mapping[str, float]) -> dict[str, np.ndarray]:
         return {name: coefficients[name] * curve for name, curve in self.curves.items()}
 
     def _choices(self, curves: Mapping[str, np.ndarray]) -> list[Choice]:
         return choices(
-            self.dimensions, curves, self.lowest, self.round_to, self._uniform, self._snap
+            self.dimensions,
+            curves,
+            self.lowest,
+            self.depth,
+            self.round_to,
+            self._uniform,
+            self._snap,
         )
 
-    def loss(self, widths: Widths) -> float:
-        """The sum of the losses of widths."""
-        return float(sum(self.curves[name][width] for name, width in widths.items()))
+    def sizes(self, allocation: Allocation) -> dict[Var, int]:
+        """The widths by variable."""
+        return {d.var: allocation.widths[d.name] for d in self.dimensions if d.var is not None}
 
-    def sizes(self, widths: Widths) -> dict[Var, int]:
-        """The same by variable."""
-        return {d.var: widths[d.name] for d in self.dimensions if d.var is not None}
+    def cost(self, model: CostModel, allocation: Allocation) -> float:
+        """What the model says that an allocation costs."""
+        nesting = self.depth.nesting if self.depth is not None else None
+        gone = nesting.closed(allocation.dropped) if nesting is not None else ()
+        return model.total(self.sizes(allocation), gone)
 
-    def at_share(self, share: float) -> Widths:
-        """The widths when this share of every dimension is kept."""
-        return {
-            d.name: max(self.lowest[d.name], kept_count(d, 1 - share, self.round_to))
-            for d in self.dimensions
-        }
+    def at_share(self, share: float) -> Allocation:
+        """This share of every dimension kept, every branch there."""
+        return Allocation(
+            {
+                d.name: max(self.lowest[d.name], kept_count(d, 1 - share, self.round_to))
+                for d in self.dimensions
+            }
+        )
 
-    def _share_within(self, model: CostModel, budget: float) -> Widths | None:
+    def _share_within(self, model: CostModel, budget: float) -> Allocation | None:
         """Bisection on the share: the cost of a share falls with it, but for rounding."""
 
         def fits(share: float) -> bool:
-            return model.total(self.sizes(self.at_share(share))) <= budget
+            return self.cost(model, self.at_share(share)) <= budget
 
-        if model.total(self.sizes(self.smallest())) > budget:
+        if not fits(0.0):
             return None
         if fits(1.0):
             return self.at_share(1.0)
@@ -120,11 +145,14 @@ class Solver:
             low, high = (middle, high) if fits(middle) else (low, middle)
         return self.at_share(low)
 
-    def _nearest(self, widths: Widths, chosen: Sequence[Choice]) -> Options:
-        """For every choice the largest option that is no wider than these widths."""
+    def _nearest(self, start: Allocation, chosen: Sequence[Choice]) -> Options:
+        """For every choice the largest option that is no wider than this allocation."""
         found: list[int] = []
         for choice in chosen:
-            wanted = min(widths[d.name] for d in choice.dimensions)
+            if choice.branch:
+                found.append(int(choice.branch not in start.dropped))
+                continue
+            wanted = min(start.widths[d.name] for d in choice.dimensions)
             fitting = [i for i, width in enumerate(choice.widths) if width <= wanted]
             found.append(fitting[-1] if fitting else 0)
         return tuple(found)
