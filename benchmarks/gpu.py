@@ -28,7 +28,7 @@ from typing import Any
 
 import checkout  # noqa: F401
 import torch
-from gpu_subjects import DTYPES, SHAPES, Replayed, Subject, device_peaks
+from gpu_subjects import DTYPES, SHAPES, Replayed, Smaller, Subject, device_peaks, smaller
 from gpu_table import bound, summary, table
 from record import record
 from rich.console import Console
@@ -38,11 +38,13 @@ from prunec.compiler.cause import cause
 from prunec.compiler.errors import TargetError
 from prunec.compiler.measure.model_timing import compare_modules
 from prunec.compiler.measure.timing import Comparison
-from prunec.compiler.result import Result
+from prunec.compiler.plan import Plan
+from prunec.passes.allocation import candidate
 
 RUNTIMES = ("torch", "graph", "compile")
 # Seconds that a cell is expected to take before one of its kind ran.
 GUESSES = {"prepare": 15.0, "torch": 6.0, "graph": 6.0, "asked": 40.0, "compile": 60.0}
+CANDIDATE_SECONDS = 1.5  # that a compile to a speed times each candidate; events are exact
 TINY_BATCH = 4  # of a dry run
 Row = dict[str, Any]
 
@@ -66,7 +68,7 @@ class Cell:
 
 
 def plan(models: list[str], dtypes: list[str], runtimes: list[str]) -> list[Cell]:
-    """All cells, in the order of what they tell; by model and dtype within a stage, since making
+    """All cells, in the order of what they tell; by dtype and model within a stage, since making
     one takes seconds."""
 
     def stage(
@@ -82,17 +84,14 @@ def plan(models: list[str], dtypes: list[str], runtimes: list[str]) -> list[Cell
         ]
 
     both = (False, True)
-    first = [*stage("torch graph", "bf16", both), *stage("torch", "bf16", (True,), 2.0)]
-    first += stage("torch", "bf16", (False,), 1.5)
-    cells = sorted(first, key=lambda c: models.index(c.model))
+    cells = stage("torch graph", "bf16", both)
+    cells += [*stage("torch", "bf16", (True,), 2.0), *stage("torch", "bf16", (False,), 1.5)]
     cells += stage("compile", "bf16", (True,))
-    cells += stage("torch graph", "fp32", both)
-    cells += stage("torch graph", "fp16", both)
+    cells += [*stage("torch graph", "fp32", both), *stage("torch graph", "fp16", both)]
     cells += stage("compile", "bf16", (False,))
-    cells += stage("torch", "fp32", (True,), 2.0)
-    cells += stage("torch", "bf16", (True,), 1.5)
-    cells += [*stage("compile", "fp32", both), *stage("compile", "fp16", both)]
-    cells += stage("compile", "bf16", (True,), 2.0)
+    cells += [*stage("torch", "bf16", (True,), 1.5), *stage("compile", "bf16", (True,), 2.0)]
+    cells += [*stage("torch", "fp32", (True,), 2.0), *stage("compile", "fp32", both)]
+    cells += stage("compile", "fp16", both)
     return [c for c in cells if c.dtype in dtypes and c.runtime in runtimes]
 
 
@@ -140,13 +139,14 @@ def _stop(number: int, frame: Any) -> None:
 
 
 class Bench:
-    """Runs cells on one device; holds one model in one dtype at a time."""
+    """Runs cells on one device; holds the models of one dtype at a time, and the plans of all."""
 
     def __init__(self, device: torch.device, budget: Budget, tiny: bool = False) -> None:
         self.device, self.budget, self.tiny = device, budget, tiny
         self.rows: list[Row] = []
         self.peaks: dict[str, dict[str, float]] = {}
-        self._subject: Subject | None = None
+        self._subjects: dict[str, Subject] = {}
+        self._plans: dict[str, tuple[Plan, Smaller]] = {}
         self._broken: dict[tuple[str, str], str] = {}
 
     def run(self, cell: Cell) -> Row:
@@ -154,7 +154,8 @@ class Bench:
         row: Row = dataclasses.asdict(cell)
         row["batch"] = batch = self._batch(cell)
         began = time.monotonic()
-        held = self._subject is not None and self._key(self._subject) == (cell.model, cell.dtype)
+        made = self._subjects.get(cell.model)
+        held = made is not None and made.dtype == cell.dtype
         needed = self.budget.expected[cell.kind] + (0 if held else self.budget.expected["prepare"])
         if needed > self.budget.left:
             row["skipped"] = f"about {needed:.0f} s, {max(self.budget.left, 0):.0f} s were left"
@@ -175,21 +176,24 @@ class Bench:
 
     def _held(self, cell: Cell) -> Subject:
         key = cell.model, cell.dtype
-        if self._subject is not None and self._key(self._subject) == key:
-            return self._subject
+        self._subjects = {n: s for n, s in self._subjects.items() if s.dtype == cell.dtype}
+        if cell.model in self._subjects:
+            return self._subjects[cell.model]
         if key in self._broken:
             raise RuntimeError(self._broken[key])
-        self._subject = None
         self._free()
         try:
             with self.budget.spend("prepare"):
                 if cell.dtype not in self.peaks:
                     self.peaks[cell.dtype] = device_peaks(self.device, cell.dtype, self.tiny)
-                self._subject = Subject(cell.model, cell.dtype, self.device, self.tiny)
+                known = self._plans.get(cell.model)
+                made = Subject(cell.model, cell.dtype, self.device, self.tiny, known)
         except Exception as error:
             self._broken[key] = f"the model could not be made or cut: {cause(error)[:400]}"
             raise RuntimeError(self._broken[key]) from error
-        return self._subject
+        self._plans[cell.model] = made.plan, dataclasses.replace(made.half, model=nn.Identity())
+        self._subjects[cell.model] = made
+        return made
 
     def _batch(self, cell: Cell) -> int:
         if not cell.many:
@@ -197,19 +201,21 @@ class Bench:
         return TINY_BATCH if self.tiny else SHAPES[cell.model].many
 
     def _measured(self, subject: Subject, cell: Cell, batch: int) -> Row:
-        result, found = subject.half, {}
+        cut, found = subject.half, {}
         if cell.asked:
             result = subject.asked(cell.asked, batch, cell.runtime)
-            aim = result.report.aim
+            cut, aim = smaller(result), result.report.aim
+            gone = [b.name for b in result.report.branches if b.state == "dropped"]
             found = {"predicted": aim.predicted if aim else None, "notes": result.report.notes}
-        timed = self._timed(subject, result.model, cell, batch)
-        found |= numbers(timed, result)
-        macs = result.report.after.macs * batch
+            found["branches dropped"] = len(gone)
+        timed = self._timed(subject, cut.model, cell, batch)
+        found |= numbers(timed, cut)
+        macs = cut.macs_left * batch
         if cell.phase == "decode":
             macs //= subject.length  # counted for the prompt
         peak, ms = self.peaks[cell.dtype], timed.after.median_ms
         found["of peak compute"] = 2 * macs / ms / 1e9 / peak["TFLOP/s"]
-        found["of peak memory"] = result.report.after.bytes / ms / 1e6 / peak["GB/s"]
+        found["of peak memory"] = cut.bytes / ms / 1e6 / peak["GB/s"]
         return found
 
     def _timed(self, subject: Subject, smaller: nn.Module, cell: Cell, batch: int) -> Comparison:
@@ -232,14 +238,9 @@ class Bench:
             with contextlib.suppress(Exception):  # a device that failed says so in the next cell
                 torch.cuda.empty_cache()
 
-    @staticmethod
-    def _key(subject: Subject) -> tuple[str, str]:
-        return subject.name, subject.dtype
 
-
-def numbers(timed: Comparison, result: Result) -> Row:
-    """What a comparison and a report say."""
-    before, after = result.report.before, result.report.after
+def numbers(timed: Comparison, cut: Smaller) -> Row:
+    """What a comparison says, and what was cut."""
     return {
         "before ms": timed.before.median_ms,
         "after ms": timed.after.median_ms,
@@ -250,8 +251,8 @@ def numbers(timed: Comparison, result: Result) -> Row:
         "steady": timed.steady,
         "samples/s": timed.throughput,
         "peak bytes": (timed.peak_before_bytes, timed.peak_after_bytes),
-        "params": after.params / before.params,
-        "macs": after.macs / before.macs,
+        "params": cut.params,
+        "macs": cut.macs,
     }
 
 
@@ -269,10 +270,7 @@ def main() -> None:
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("torch sees no CUDA device; --device cpu --dry-run tries the benchmark")
-    if options.dry_run:
-        from prunec.passes.allocation import candidate
-
-        candidate.SECONDS = 0.05
+    candidate.SECONDS = 0.05 if options.dry_run else CANDIDATE_SECONDS
     chosen = [getattr(options, k).split(",") for k in ("models", "dtypes", "runtimes")]
     for given, known in zip(chosen, (SHAPES, DTYPES, RUNTIMES), strict=True):
         for name in given:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from prunec import compiler, passes
 from prunec.compiler.inference.graph import Graph
+from prunec.compiler.plan import Plan
 from prunec.compiler.result import Result
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -84,19 +86,54 @@ SHAPES = {
 }
 
 
-class Subject:
-    """One model in one dtype on a device: captured, and half of its heads, hidden units and
-    channels cut, with the proof."""
+@dataclasses.dataclass(frozen=True)
+class Smaller:
+    """A model made smaller: the shares of parameters and MACs it keeps, and its MACs a sample."""
 
-    def __init__(self, name: str, dtype: str, device: torch.device, tiny: bool) -> None:
+    model: nn.Module
+    params: float
+    macs: float
+    macs_left: int
+
+    @property
+    def bytes(self) -> int:
+        """Of its parameters."""
+        return sum(p.numel() * p.element_size() for p in self.model.parameters())
+
+
+class Subject:
+    """One model in one dtype on a device, and half of its heads, hidden units and channels cut.
+
+    `like`: another dtype's subject, whose plan is carried out on this one; without it the model is
+    captured, cut and proven.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        dtype: str,
+        device: torch.device,
+        tiny: bool,
+        like: tuple[Plan, Smaller] | None = None,
+    ) -> None:
         self.name, self.dtype, self.device = name, dtype, device
         self.shape = SHAPES[name]
         self.length = (32 if self.shape.reads == "pixels" else 16) if tiny else self.shape.length
         torch.manual_seed(0)
         with torch.device(device):
             self.model = self.shape.make(tiny).to(device, DTYPES[dtype]).eval()
-        self.graph: Graph = compiler.capture(self.model, kwargs=self.inputs(EXAMPLES))
-        self.half: Result = self._cut(ratio=0.5)
+        if like is None:
+            result = self._cut(ratio=0.5)
+            self.plan, self.half = result.plan, smaller(result)
+        else:
+            self.plan = like[0]
+            model = self.plan.apply(self.model, kwargs=self.inputs(EXAMPLES))
+            self.half = dataclasses.replace(like[1], model=model)
+
+    @functools.cached_property
+    def graph(self) -> Graph:
+        """The captured model."""
+        return compiler.capture(self.model, kwargs=self.inputs(EXAMPLES))
 
     def inputs(self, batch: int, length: int | None = None) -> Inputs:
         """Random pixels or tokens."""
@@ -134,6 +171,13 @@ class Subject:
         # The residual stream of a transformer stays, as it would where quality counts.
         pipeline += [passes.PruneChannels(ratio=ratio, exact_only=widths is None)]
         return compiler.PassManager([*pipeline, passes.SparseToDense()]).run(self.graph)
+
+
+def smaller(result: Result) -> Smaller:
+    """What a result is, for the table."""
+    before, after = result.report.before, result.report.after
+    shares = after.params / before.params, after.macs / before.macs
+    return Smaller(result.model, *shares, after.macs)
 
 
 class Decode(nn.Module):

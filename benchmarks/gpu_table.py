@@ -37,7 +37,7 @@ def table(rows: list[Row]) -> Table:
     shown = Table(title="GPU: original against smaller", title_justify="left")
     for column in (
         "model", "phase", "dtype", "runtime", "batch", "asked", "predicted", "measured", "95 %",
-        "A/A", "before ms", "after ms", "MACs", "parameters", "bound by",
+        "A/A", "before ms", "after ms", "MACs", "parameters", "branches", "bound by",
     ):  # fmt: skip
         shown.add_column(column)
     for row in rows:
@@ -46,7 +46,7 @@ def table(rows: list[Row]) -> Table:
         cells = [*_name(row)[:4], str(row["batch"]), _asked(row)]
         if "measured" not in row:
             said = "out of reach" if "out of reach" in row else "failed"
-            shown.add_row(*cells, "-", said, *["-"] * 6, "said below")
+            shown.add_row(*cells, "-", said, *["-"] * 7, "said below")
             continue
         predicted = row.get("predicted")
         shown.add_row(
@@ -59,6 +59,7 @@ def table(rows: list[Row]) -> Table:
             f"{row['after ms']:.3f}",
             f"{row['macs']:.0%}",
             f"{row['params']:.0%}",
+            f"-{row['branches dropped']}" if row.get("branches dropped") else "",
             bound(row, rows),
         )
     return shown

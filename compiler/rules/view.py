@@ -21,7 +21,6 @@ from ..ir.terms import (
     known_size,
     product,
     resolve,
-    variables,
 )
 from ..ir.views import reshape
 
@@ -53,10 +52,10 @@ def view(c: RuleContext, x: Any, size: Any, dtype: Any) -> Terms:
 
 
 def _allow_a_copy(rw: NodeRewriter, terms: Terms) -> None:
-    """Axes of size 1 leave the strides open, so that what was made contiguous by a copy may now be
-    none: reshape views where it can."""
-    met = {v for term in terms for v in variables(term)}
-    if any(rw.changed(v) and rw.size(v) == 1 for v in met):
+    """What was contiguous at capture need not be at other widths: axes of size 1 leave strides
+    open, and attention lays its result out as the kernel for its head width does. Reshape views
+    where it can."""
+    if any(map(rw.changed, terms)):
         rw.node.target = torch.ops.aten.reshape.default
 
 
