@@ -159,9 +159,10 @@ class AllocateWidths(Pass):
                 return found
             best = found
         assert best is not None
+        also = f" and all {len(depth.names)} branches offered gone" if depth is not None else ""
         words = (
-            f"{self.target} cannot be met: with every dimension at its floor the model reaches "
-            f"{self.target.kind}={best.value:.3g}." + (f" {best.why}." if best.why else "")
+            f"{self.target} cannot be met: with every dimension at its floor{also} the model "
+            f"reaches {self.target.kind}={best.value:.3g}." + (f" {best.why}." if best.why else "")
         )
         if not self.best_effort:
             raise TargetError(words)
