@@ -95,6 +95,9 @@ def compile_(
     depth: Annotated[
         float | None, typer.Option(help="largest share of residual branches that may go whole")
     ] = None,
+    rounds: Annotated[
+        int, typer.Option(help="reach the target in so many steps of cutting and training", min=1)
+    ] = 1,
     best_effort: Annotated[
         bool, typer.Option("--best-effort", help="a target out of reach gives the best there is")
     ] = False,
@@ -123,6 +126,7 @@ def compile_(
             sweep=sweep,
             uniform=uniform,
             depth=depth,
+            rounds=rounds,
             best_effort=best_effort,
             data=data,
             out=out,

@@ -17,8 +17,9 @@ from .inference.graph import Graph
 from .ir.drop import Drop
 from .plan import Plan
 from .report import BranchReport
+from .rewrite.correspondence import inherited
 from .rewrite.dead import DeadEntries
-from .rewrite.depth import carried, inherited, without_branches
+from .rewrite.depth import carried, without_branches
 from .rewrite.slicing import zero_tensor
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ class Compilation:
     stay; `aim` the target these meet. `dense` is there once SparseToDense has run. `calibration` is
     what `compile` was given: unlabelled batches, flat inputs of the program. `masks`: weights of
     which single entries were set to zero (bool, True where they stay), by name in the program as it
-    stands; training keeps them zero. `teacher`: the user's model, as it was handed in.
+    stands; training keeps them zero. `teacher`: the user's model, as it was handed in. `earlier`:
+    the milder compilation of the same graph that this one continues; `round`: how many that makes.
     """
 
     def __init__(self, graph: Graph, calibration: list[list[Any]] | None = None) -> None:
@@ -60,6 +62,8 @@ class Compilation:
         self.notes: list[str] = []
         self.branches: dict[str, BranchReport] = {}
         self.facts: set[str] = set()
+        self.earlier: Compilation | None = None
+        self.round = 1
 
     def drop(self, drops: Sequence[Drop]) -> None:
         """Drop branches of `graph`: it is another one from then on, and the plan says so; what is

@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from .capture.batches import to_device, unlabelled
 from .capture.capture import capture
 from .emit.replay import computed
-from .errors import QualityError, TargetError
-from .passmanager import Callback, PassManager
+from .errors import PlanError, QualityError, TargetError
+from .inference.graph import Graph
+from .measure.model_timing import compare_modules
+from .passmanager import Callback, Pass, PassManager
 from .recipe import build_pipeline, read_recipe
 from .result import Result
+from .rounds import round_targets
 from .target import Target
 
 ATTEMPTS = 3  # at a steady timing
@@ -38,6 +41,7 @@ def compile(
     train: Iterable[Any] | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
     floor: float = 0.97,
+    rounds: int = 1,
     device: str | torch.device | None = None,
     recipe: str | pathlib.Path | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
@@ -52,6 +56,9 @@ def compile(
     with []. `train`: batches to recover on, by distillation from the original (left out without).
     `evaluate`: a callable on a model, higher is better; below `floor` times the original's value
     (1 - `floor` of its size below it) QualityError is raised.
+    `rounds`: reach the target in so many steps of equal factors; each cuts, repairs and trains what
+    the one before left, by scores of that, towards the original. What drops branches by a ratio of
+    its own takes part in the first.
     `device`: compile on this device (a copy of the model is moved there). `recipe`: a TOML list of
     passes; `options`: per pass name, options that win over the recipe's. `measure`: time original
     and result side by side.
@@ -84,9 +91,15 @@ def compile(
             untie_tables=untie_tables,
             mode=mode,
         )
-        supplies = {"target": target, "train": train, "calibration": held, "device": device}
-        passes, notes = build_pipeline(read_recipe(recipe), supplies, options)
-        result = PassManager(passes, callback).run(graph, held)
+        entries, result = read_recipe(recipe), None
+        notes: list[str] = []
+        for step in _targets(target, rounds, graph):
+            supplies = {"target": step, "train": train, "calibration": held, "device": device}
+            passes, notes = build_pipeline(entries, supplies, options)
+            if rounds > 1:
+                passes = _of_round(passes, first=result is None)
+            result = PassManager(passes, callback).run(graph, held, start=result)
+        assert result is not None
         result.report.target = str(target)
         result.report.notes[:0] = notes
         if measure:
@@ -99,6 +112,30 @@ def compile(
     finally:
         for m, was_training in training.items():
             m.training = was_training
+
+
+def _targets(target: Target, rounds: int, graph: Graph) -> list[Target]:
+    """Those of the rounds; for a latency the original is timed."""
+    if rounds == 1 or target.kind != "latency_ms":
+        return round_targets(target, rounds)
+    program, source = graph.program, graph.source
+    timed = compare_modules(
+        source,
+        source,
+        program.args,
+        program.kwargs,
+        runtime=target.runtime,
+        device=program.device(),
+        batch=target.batch,
+    )
+    return round_targets(target, rounds, timed.before.median_ms)
+
+
+def _of_round(passes: list[Pass], first: bool) -> list[Pass]:
+    """The passes of one of several rounds. Raises PlanError where none takes the target."""
+    if not any(hasattr(step, "target") for step in passes):
+        raise PlanError("rounds go towards the target, and no pass of the recipe takes it.")
+    return [step for step in passes if first or "dropped" not in step.provides]
 
 
 def _measure(result: Result, target: Target) -> None:

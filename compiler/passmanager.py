@@ -12,6 +12,7 @@ from .errors import PassOrderError, PlanError
 from .inference.graph import Graph
 from .report import PassReport
 from .result import Result
+from .rounds import continue_from, smaller_state, take_scores
 from .verify.backends import check_backends
 from .verify.structure import check_finite, check_structure
 
@@ -78,12 +79,17 @@ class PassManager:
         self.callback = callback
         check_order(self.passes)
 
-    def run(self, graph: Graph, calibration: Sequence[Any] | None = None) -> Result:
+    def run(
+        self, graph: Graph, calibration: Sequence[Any] | None = None, start: Result | None = None
+    ) -> Result:
         """Run the passes, verifying after each.
 
         `calibration`: unlabelled batches (tensor, tuple of arguments, or dict of them) on which
-        the dense model is also compared with its reference. Raises what a pass raises, PlanError
-        when nothing at all was changed, VerificationError when a pass left an invalid state.
+        the dense model is also compared with its reference. `start`: an earlier result of the same
+        graph, which this run cuts further: what it removed stays removed, scores are of its model,
+        whose weights go on; plan and proof are of the original. Raises what a pass raises,
+        PlanError when nothing at all was changed, VerificationError when a pass left an invalid
+        state.
         """
         from .capture.batches import forward_arguments
 
@@ -92,15 +98,17 @@ class PassManager:
         ]
         state = Compilation(graph, batches)
         reports: list[PassReport] = []
+        if start is not None:
+            continue_from(state, start.state)
+            reports += start.report.passes
         for step in self.passes:
-            start = time.perf_counter()
-            result = step.run(state)
+            began = time.perf_counter()
+            result = _run(step, state)
             state.facts.update(step.provides)
             verify_state(state, result.changed)
-            seconds = time.perf_counter() - start
-            reports.append(
-                PassReport(step.name, step.options(), result.summary, result.details, seconds)
-            )
+            seconds = time.perf_counter() - began
+            summary = f"round {state.round}: " * (state.round > 1) + result.summary
+            reports.append(PassReport(step.name, step.options(), summary, result.details, seconds))
             if self.callback is not None:
                 self.callback(step, result, seconds)
         if not (state.plan.kept or state.plan.dead or state.plan.dropped or state.masks):
@@ -110,6 +118,16 @@ class PassManager:
                 "pruned."
             )
         return Result(state, reports)
+
+
+def _run(step: Pass, state: Compilation) -> PassResult:
+    """In a later round scores are of the model as the earlier one left it."""
+    if state.earlier is None or "scores" not in step.provides:
+        return step.run(state)
+    smaller = smaller_state(state.earlier, state.calibration)
+    result = step.run(smaller)
+    take_scores(state, smaller)
+    return result
 
 
 def check_order(passes: Sequence[Pass]) -> None:

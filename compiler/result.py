@@ -62,6 +62,11 @@ class Result:
         return self._state.dense.graph_module if self._state.dense is not None else None
 
     @property
+    def state(self) -> Compilation:
+        """The compilation it is of, for a further round."""
+        return self._state
+
+    @property
     def source(self) -> nn.Module:
         """The original model."""
         return self._state.graph.source

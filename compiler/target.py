@@ -65,6 +65,10 @@ class Target:
         """Whether reaching it is a matter of measurement."""
         return self.kind in ("speedup", "latency_ms")
 
+    def with_value(self, value: float) -> Target:
+        """The same aim at another value."""
+        return dataclasses.replace(self, **{self.kind: value})
+
     def __str__(self) -> str:
         return f"{self.kind}={self.value:g}"
 

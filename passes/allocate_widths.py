@@ -16,6 +16,7 @@ from ..compiler.measure.cost import cost
 from ..compiler.passmanager import Pass, PassResult
 from ..compiler.report import Aim
 from ..compiler.rewrite.selection import as_patterns, matches, one_factor_each, require_matches
+from ..compiler.rounds import sizes_left
 from ..compiler.target import Target
 from .allocation.allocation import Allocation
 from .allocation.choice import lowest_width
@@ -175,9 +176,12 @@ class AllocateWidths(Pass):
         assert state.scores is not None
         one = self.method == "auto" and not state.errors and depth is None
         share = self.method == "share" or one
+        left = sizes_left(state)
+        lowest = {d.name: lowest_width(d, self._floor(d), self.round_to) for d in dimensions}
         return Solver(
             dimensions,
-            {d.name: lowest_width(d, self._floor(d), self.round_to) for d in dimensions},
+            {name: min(low, left[name]) for name, low in lowest.items()},
+            left,
             state.scores,
             state.errors,
             round_to=self.round_to,

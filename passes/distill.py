@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -78,7 +79,8 @@ class Distill(Pass):
         precision: "no", "bf16" or "fp16" (autocast); the weights keep their dtype.
         schedule: "cosine" or "linear" decay.
         checkpoint: a directory in which the state is saved every `checkpoint_every` steps and at
-            the end; a run that was killed goes on from there to the same result.
+            the end; a run that was killed goes on from there to the same result. Later rounds
+            have a directory inside.
         teacher_cache: a directory in which the teacher's answers are kept, by the content of the
             batch, for later epochs and runs.
         gradual: the share of the steps, from 0 to 1 without these, in which a copy of the
@@ -189,13 +191,14 @@ class Distill(Pass):
             torch.enable_grad(),
             self._bar() as advance,
         ):
+            place = self._place(state)
             if self.gradual is None:
-                training = Training(self, student, teacher, objective, inside, _fixed(state))
+                training = Training(self, student, teacher, objective, inside, _fixed(state), place)
                 self._train(training, advance)
             else:
                 mask = GrowingMask(state, torch.device(self.device or device_of(student)))
                 begun = Training(
-                    self, mask.model, teacher, objective, inside, mask, (0.0, self.gradual)
+                    self, mask.model, teacher, objective, inside, mask, place, (0.0, self.gradual)
                 )
                 moments = self._train(begun, advance)
                 mask.cut()
@@ -206,10 +209,15 @@ class Distill(Pass):
                     )
                 rest, former = (self.gradual, 1.0), begun.progress
                 training = Training(
-                    self, student, teacher, objective, inside, FixedMask(), rest, former
+                    self, student, teacher, objective, inside, FixedMask(), place, rest, former
                 )
                 self._train(training, advance, partial(mask.carry, moments))
         return self._result(training, paths, time.perf_counter() - started)
+
+    def _place(self, state: Compilation) -> pathlib.Path | None:
+        """Where this round's checkpoints go."""
+        given = None if self.checkpoint is None else pathlib.Path(self.checkpoint)
+        return given if given is None or state.round == 1 else given / f"round-{state.round}"
 
     def _train(
         self,

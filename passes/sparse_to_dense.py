@@ -18,6 +18,7 @@ from ..compiler.rewrite.folds import folded_tensors
 from ..compiler.rewrite.rewrite import rewrite
 from ..compiler.rewrite.slicing import cut_tensor
 from ..compiler.rewrite.zero_branches import zero_branches
+from ..compiler.rounds import carry_weights
 from ..compiler.verify.prove import prove, verification_inputs
 from ..compiler.verify.structure import check_same, check_structure
 
@@ -30,7 +31,8 @@ class SparseToDense(Pass):
     branches that add nothing but zeros; with `dead=False` only the plan does. The checks run on
     fresh random inputs and on calibration data (zero mask, restricted statistics, permutation, and
     dropped branches where there are some); a failed one raises VerificationError naming what is to
-    blame and the node. Raises PlanError when there is nothing to remove.
+    blame and the node. In a later round the weights of the earlier one go on, cut; the proof is of
+    the original's. Raises PlanError when there is nothing to remove.
     """
 
     dead: bool = True
@@ -78,6 +80,7 @@ class SparseToDense(Pass):
         plan.backend = "module" if state.dense.module is not None else "graph"
         folded = folded_tensors(graph, program, dead.folds)
         plan.constants = {n: program.tensors[n].detach().cpu() for n in folded}
+        carry_weights(state)
         details = self._details(state, dead) | {"zero branches": zero}
         return PassResult(True, self._summary(state), details)
 

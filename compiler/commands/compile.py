@@ -34,6 +34,7 @@ class CompileOptions:
     sweep: str | None
     uniform: bool
     depth: float | None
+    rounds: int
     best_effort: bool
     data: str | None
     out: pathlib.Path
@@ -90,6 +91,7 @@ def compile_command(options: CompileOptions, console: Console) -> None:
         train=train,
         evaluate=_evaluate(options.evaluate),
         floor=options.floor,
+        rounds=options.rounds,
         device=options.device,
         recipe=options.recipe,
         options=_pass_options(options),

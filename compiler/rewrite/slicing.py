@@ -119,6 +119,19 @@ def cut_tensor(tensor: Tensor, terms: Sequence[Term], kept: Kept) -> Tensor:
     return data
 
 
+def spread_tensor(tensor: Tensor, terms: Sequence[Term], kept: Kept) -> Tensor:
+    """A cut tensor at its full size again, zero where entries were removed: what `cut_tensor` takes
+    back to it."""
+    data = tensor.detach()
+    for axis, term in enumerate(terms):
+        if any(v in kept for v in variables(term)):
+            places = term_indices(term, kept).to(data.device)
+            full = list(data.shape)
+            full[axis] = term.size or 0
+            data = data.new_zeros(full).index_copy_(axis, places, data)
+    return data
+
+
 def zero_tensor(tensor: Tensor, terms: Sequence[Term], kept: Kept) -> Tensor:
     """The tensor with every slice of a removed entry set to zero (a copy where that changes it)."""
     data = tensor.detach()

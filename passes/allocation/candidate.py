@@ -16,7 +16,7 @@ from ...compiler.inference.graph import Graph
 from ...compiler.measure.model_timing import compare_modules
 from ...compiler.measure.timing import Comparison
 from ...compiler.onnx_files.export import export_onnx
-from ...compiler.rewrite.depth import inherited
+from ...compiler.rewrite.correspondence import inherited
 from ...compiler.rewrite.rewrite import rewrite
 from ...compiler.target import Target
 from .allocation import Allocation

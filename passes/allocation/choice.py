@@ -69,14 +69,15 @@ def choices(
     dimensions: Sequence[Dimension],
     curves: Mapping[str, np.ndarray],
     lowest: Mapping[str, int],
+    highest: Mapping[str, int],
     depth: Depth | None = None,
     round_to: int = 1,
     uniform: bool = False,
     snap: bool = True,
 ) -> list[Choice]:
-    """One choice for each dimension, of its `candidates`; with `uniform` one for each set of
-    repeated layers, which are those of one kind and size whose names differ in numbers only. Then
-    one for each branch of `depth`."""
+    """One choice for each dimension, of its `candidates` from its lowest width to its highest; with
+    `uniform` one for each set of repeated layers, which are those of one kind and size whose names
+    differ in numbers only. Then one for each branch of `depth`."""
     groups: dict[object, list[Dimension]] = {}
     for d in dimensions:
         key = (re.sub(r"\d+", "*", d.name), d.kind, d.size) if uniform else d.name
@@ -85,7 +86,8 @@ def choices(
     for group in groups.values():
         floor = max(lowest[d.name] for d in group)
         total = np.sum([curves[d.name] for d in group], axis=0)
-        widths = candidates(group[0].size, floor, round_to, total, snap)
+        most = max(floor, min(highest[d.name] for d in group))
+        widths = candidates(most, floor, round_to, total, snap)
         within = depth.holder(group[0]) if depth is not None and len(group) == 1 else ""
         found.append(Choice(tuple(group), widths, total[list(widths)], within=within))
     for name in depth.names if depth is not None else ():

@@ -64,7 +64,7 @@ class ClosedLoop:
         each = max(0.0, self.original_ms - timed) / elements if elements else 0.0
         self.model: CostModel = self.times.model(each)
         self.full = max(self.model.total(), 1e-9)
-        self.points = [_Point(solver.at_share(1.0), 1.0, 1.0)]
+        self.points = [_Point(Allocation(), 1.0, 1.0)]
         self.rounds: list[dict[str, Any]] = []
 
     @property

@@ -76,8 +76,9 @@ class Depth:
 def find_depth(
     state: Compilation, share: float, exclude: Collection[str] = (), blocks: bool = False
 ) -> Depth:
-    """The branches of least effect, at most this share of them, and the blocks that hold no others;
-    those that patterns of `exclude` fit stay. `blocks`: whole blocks only.
+    """The branches of least effect, at most this share of them (those dropped before counted), and
+    the blocks that hold no others; those that patterns of `exclude` fit stay. `blocks`: whole
+    blocks only.
 
     Measured on the first calibration batches, on random inputs where there are none. Raises
     PlanError for weights on the meta device.
@@ -95,7 +96,9 @@ def find_depth(
     able = [b for b in found if math.isfinite(effects[b.name].error) and not fits(b, exclude)]
     unit = "block" if blocks else "branch"
     own = sorted((b for b in able if unit in b.units), key=lambda b: effects[b.name].error)
-    offered = own[: math.floor(share * sum(unit in b.units for b in found) + 1e-9)]
+    every = sum(unit in b.units for b in find_branches(graph.whole))
+    gone = every - sum(unit in b.units for b in found)
+    offered = own[: max(0, math.floor(share * every + 1e-9) - gone)]
     if not blocks:
         inside = {b.result for b in found if "branch" in b.units} - {b.result for b in offered}
         offered += [

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...compiler.compilation import Compilation
 from ...compiler.inference.dimensions import Dimension
-from ...compiler.rewrite.depth import inherited
+from ...compiler.rewrite.correspondence import inherited
 from ...compiler.rewrite.rewrite import rewrite
 from ...compiler.rewrite.selection import kept_count, lowest
 from ...compiler.verify.interpreter import ProgramInterpreter

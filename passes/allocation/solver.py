@@ -22,8 +22,8 @@ Weigh = Callable[[Sequence[Dimension], Mapping[str, np.ndarray]], Mapping[str, f
 
 
 class Solver:
-    """Chooses the widths of some dimensions, each at least its `lowest`, for a cost model, and
-    which branches of `depth` go.
+    """Chooses the widths of some dimensions, each from its `lowest` to its `highest`, for a cost
+    model, and which branches of `depth` go.
 
     `share`: one share for all. Otherwise the knapsack, which also starts from that share; `uniform`
     keeps repeated layers equal (one share does by itself); `snap`: to widths that hardware likes;
@@ -35,6 +35,7 @@ class Solver:
         self,
         dimensions: Sequence[Dimension],
         lowest: Mapping[str, int],
+        highest: Mapping[str, int],
         scores: Mapping[str, Tensor],
         errors: Mapping[str, Tensor] | None,
         *,
@@ -47,7 +48,7 @@ class Solver:
         depth: Depth | None = None,
     ) -> None:
         self.dimensions = list(dimensions)
-        self.lowest = dict(lowest)
+        self.lowest, self.highest = dict(lowest), dict(highest)
         self.round_to = round_to
         self.share = share
         self.depth = depth
@@ -104,6 +105,7 @@ class Solver:
             self.dimensions,
             curves,
             self.lowest,
+            self.highest,
             self.depth,
             self.round_to,
             self._uniform,
@@ -121,10 +123,13 @@ class Solver:
         return model.total(self.sizes(allocation), gone)
 
     def at_share(self, share: float) -> Allocation:
-        """This share of every dimension kept, every branch there."""
+        """This share of every dimension kept, as far as it is left, every branch there."""
         return Allocation(
             {
-                d.name: max(self.lowest[d.name], kept_count(d, 1 - share, self.round_to))
+                d.name: max(
+                    self.lowest[d.name],
+                    min(self.highest[d.name], kept_count(d, 1 - share, self.round_to)),
+                )
                 for d in self.dimensions
             }
         )

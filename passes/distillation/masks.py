@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ...compiler.compilation import full_size
-from ...compiler.emit.replay import scaled
+from ...compiler.errors import PlanError
 from ...compiler.ir.drop import CONSTANT
 from ...compiler.rewrite.slicing import Kept, cut_tensor, term_indices, touches
+from ...compiler.weights import cut_into
 from .losses import DistillError
 
 if TYPE_CHECKING:
@@ -57,8 +58,9 @@ class GrowingMask:
     """
 
     def __init__(self, state: Compilation, device: torch.device) -> None:
-        if state.dense is None or state.plan.dropped or state.masks:
+        if state.dense is None or state.plan.dropped or state.masks or state.earlier:
             what = "no dense model" if state.dense is None else "sparsified weights"
+            what = "an earlier round" if state.earlier else what
             what = "dropped branches" if state.plan.dropped else what
             raise DistillError(
                 f"gradual masks entries of the full-size model, which {what} cannot follow from:"
@@ -123,24 +125,20 @@ class GrowingMask:
             DistillError: a tensor of the dense model with no counterpart.
         """
         assert self.state.dense is not None
-        for name, tensor in self.state.dense.program.tensors.items():
-            if name in self.tensors:
-                data = self._scaled(name, self._cut(name, self.tensors[name]))
-            elif name.startswith(CONSTANT) or isinstance(tensor, nn.Parameter):
-                data = torch.zeros_like(tensor)
-            elif tensor.is_floating_point():
+        dense = self.state.dense.program.tensors
+        try:
+            rest = cut_into(self.state, self.tensors)
+        except PlanError as error:
+            raise DistillError(f"gradual cannot cut the model: {error} Leave it out.") from error
+        for name in rest:
+            tensor = dense[name]
+            if name.startswith(CONSTANT) or isinstance(tensor, nn.Parameter):
+                tensor.detach().zero_()
+            elif tensor.is_floating_point():  # others are indices that the rewrite computed
                 raise DistillError(
                     f"gradual knows no counterpart of {name} in the full-size model: leave gradual"
                     " out."
                 )
-            else:
-                continue  # indices that the rewrite computed
-            if data.shape != tensor.shape:
-                raise DistillError(
-                    f"gradual cuts {name} to {list(data.shape)}, the dense model has"
-                    f" {list(tensor.shape)}: leave gradual out."
-                )
-            tensor.detach().copy_(data)
 
     def carry(self, old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> None:
         """Give the optimizer of the dense model the moments of the full-size one's, cut alike."""
@@ -158,7 +156,3 @@ class GrowingMask:
 
     def _cut(self, name: str, tensor: Tensor) -> Tensor:
         return cut_tensor(tensor.detach(), self.terms[name], self.kept)
-
-    def _scaled(self, name: str, tensor: Tensor) -> Tensor:
-        factor = self.state.plan.scales.get(name)
-        return tensor if factor is None else scaled(tensor, factor).detach()

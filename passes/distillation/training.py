@@ -74,8 +74,9 @@ class Training:
     """A run of `total` optimizer steps, or the part of one between two shares of them; the student
     is trained in place.
 
-    `mask`: what stays zero in it. `span`: where the part begins and ends; one that does not end the
-    run measures no metric and keeps no average. `progress`: the run's up to there.
+    `mask`: what stays zero in it. `place`: where checkpoints go. `span`: where the part begins and
+    ends; one that does not end the run measures no metric and keeps no average. `progress`: the
+    run's up to there.
     """
 
     def __init__(
@@ -86,12 +87,13 @@ class Training:
         objective: Objective,
         features: Features,
         mask: Mask,
+        place: pathlib.Path | None = None,
         span: tuple[float, float] = (0.0, 1.0),
         progress: Progress | None = None,
     ) -> None:
         self.options, self.student, self.teacher = options, student, teacher
         self.objective, self.features = objective, features
-        self.mask, self.span = mask, span
+        self.mask, self.place, self.span = mask, place, span
         self.progress = progress or Progress()
         self.final = span[1] == 1.0
         self.watch = Watch(options.metric if self.final else None, options.patience)
@@ -211,10 +213,7 @@ class Training:
 
     def _directory(self) -> pathlib.Path | None:
         """Where checkpoints go: those of a part before the last one stay beside its own."""
-        given = self.options.checkpoint
-        if given is None or self.final:
-            return None if given is None else pathlib.Path(given)
-        return pathlib.Path(given) / "full-size"
+        return self.place if self.place is None or self.final else self.place / "full-size"
 
     def _loss(self, model: nn.Module, batch: Any, device: torch.device, step: int) -> Tensor:
         args, kwargs, labels = split_batch(batch, device)
