@@ -176,12 +176,7 @@ def _distilled(
 ) -> nn.Module:
     """Another tool's small model with the training of the "CE + KD" row."""
 
-    class State:
-        dense, masks, teacher = None, {}, subject.model
-
-    state: Any = State()
-    state.model = model
-    distill(subject, data, steps, seed, **RECIPES["CE + KD"]).run(state)
+    distill(subject, data, steps, seed, **RECIPES["CE + KD"]).train(model, subject.model)
     return model.eval()
 
 

@@ -174,16 +174,48 @@ class Distill(Pass):
         refuse_unbatched(self.train_loader)
 
     def run(self, state: Compilation) -> PassResult:
+        place = None if self.checkpoint is None else pathlib.Path(self.checkpoint)
+        if place is not None and state.round > 1:
+            place = place / f"round-{state.round}"
+        paths = matched_paths(state) if self.features else []
+        grown = None
+        if self.gradual is not None:
+            grown = GrowingMask(state, torch.device(self.device or device_of(state.model)))
+            if "repaired" in state.facts:
+                state.notes.append(
+                    "the repair before Distill was lost: with gradual the weights come from the"
+                    " full-size model; leave the repair out, or gradual"
+                )
+        return self._distil(state.model, state.teacher, paths, place, _fixed(state), grown)
+
+    def train(self, student: nn.Module, teacher: nn.Module) -> PassResult:
+        """Train any smaller model, in place, as `run` trains that of a compilation; values inside
+        are not matched. Raises what `run` raises, and DistillError for `gradual`."""
+        if self.gradual is not None:
+            raise DistillError("gradual needs a plan to mask by: use Distill in a pipeline.")
+        place = None if self.checkpoint is None else pathlib.Path(self.checkpoint)
+        return self._distil(student, teacher, [], place, FixedMask())
+
+    def _distil(
+        self,
+        student: nn.Module,
+        original: nn.Module,
+        paths: list[str],
+        place: pathlib.Path | None,
+        fixed: FixedMask,
+        grown: GrowingMask | None = None,
+    ) -> PassResult:
+        """`paths`: modules whose values are matched. `place`: where checkpoints go. `fixed`: what
+        stays zero. `grown`: the full-size model that is trained first."""
         started = time.perf_counter()
-        original, student = state.teacher, state.model
         refuse_shared(student, original)
         asked = teacher_on(original, self.device)
-        paths = matched_paths(state) if self.features else []
         inside, outside = Features(paths), Features(paths)
         teacher = Teacher(asked, outside, self.teacher_cache)
         objective = Objective(
             self.objective, self.temperature, self.alpha, self.embedding_loss, self.output
         )
+        parts = self, teacher, objective, inside
         with (
             in_mode(asked, training=False),
             outside.attached(asked),
@@ -191,33 +223,17 @@ class Distill(Pass):
             torch.enable_grad(),
             self._bar() as advance,
         ):
-            place = self._place(state)
-            if self.gradual is None:
-                training = Training(self, student, teacher, objective, inside, _fixed(state), place)
+            if grown is None:
+                training = Training(*parts, student, fixed, place)
                 self._train(training, advance)
             else:
-                mask = GrowingMask(state, torch.device(self.device or device_of(student)))
-                begun = Training(
-                    self, mask.model, teacher, objective, inside, mask, place, (0.0, self.gradual)
-                )
+                share = self.gradual or 0.0
+                begun = Training(*parts, grown.model, grown, place, (0.0, share))
                 moments = self._train(begun, advance)
-                mask.cut()
-                if "repaired" in state.facts:
-                    state.notes.append(
-                        "the repair before Distill was lost: with gradual the weights come from the"
-                        " full-size model; leave the repair out, or gradual"
-                    )
-                rest, former = (self.gradual, 1.0), begun.progress
-                training = Training(
-                    self, student, teacher, objective, inside, FixedMask(), place, rest, former
-                )
-                self._train(training, advance, partial(mask.carry, moments))
+                grown.cut()
+                training = Training(*parts, student, fixed, place, (share, 1.0), begun.progress)
+                self._train(training, advance, partial(grown.carry, moments))
         return self._result(training, paths, time.perf_counter() - started)
-
-    def _place(self, state: Compilation) -> pathlib.Path | None:
-        """Where this round's checkpoints go."""
-        given = None if self.checkpoint is None else pathlib.Path(self.checkpoint)
-        return given if given is None or state.round == 1 else given / f"round-{state.round}"
 
     def _train(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,8 +35,7 @@ def mlp(width: int, dropout: float = 0.0, classes: int = 3, seed: int = 1) -> nn
 
 
 def distil(student: nn.Module, teacher: nn.Module, loader: Any = LOADER, **options: Any) -> Any:
-    state: Any = SimpleNamespace(dense=None, masks={}, teacher=teacher, model=student)
-    return Distill(loader, **{"learning_rate": 1e-2, **options}).run(state)
+    return Distill(loader, **{"learning_rate": 1e-2, **options}).train(student, teacher)
 
 
 def weights(model: nn.Module) -> list[Tensor]:

@@ -30,7 +30,7 @@ LAYERS = (
     ("cost_model",),
     ("plan",),
     ("artifact",),
-    ("target", "report", "compilation", "passmanager", "result", "recipe"),
+    ("target", "report", "compilation", "weights", "rounds", "passmanager", "result", "recipe"),
     ("sources",),
     ("driver", "quality", "sweep", "sweep_plot"),
     ("__init__",),

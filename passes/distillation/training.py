@@ -82,10 +82,10 @@ class Training:
     def __init__(
         self,
         options: Distill,
-        student: nn.Module,
         teacher: Teacher,
         objective: Objective,
         features: Features,
+        student: nn.Module,
         mask: Mask,
         place: pathlib.Path | None = None,
         span: tuple[float, float] = (0.0, 1.0),
