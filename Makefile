@@ -53,5 +53,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(RUN) -c '$(SUITABLE)' || { echo "$(VENV) is of a Python older than 3.11: make clean" >&2; \
 		exit 1; }
 	$(RUN) -m pip install --quiet -c constraints.txt torch
-	$(RUN) -m pip install --quiet -c constraints.txt -e '.[demo,test,bench]'
+	$(RUN) -m pip install --quiet -c constraints.txt -e '.[bench,data,demo,test]'
 	@touch $(STAMP)

@@ -67,8 +67,27 @@ def compile_(
     data: Annotated[
         str | None,
         typer.Option(
-            help="text, jsonl or csv file, datasets id, or module:factory; to recover and prove on"
+            help="file (txt, csv, json, parquet), folder of images, datasets id, or module:factory;"
+            " to recover and prove on"
         ),
+    ] = None,
+    split: Annotated[str, typer.Option(help="of DATA")] = "train",
+    task: Annotated[
+        str | None, typer.Option(help="what DATA is read for; by default the model's class says")
+    ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--column", help="ROLE=COLUMN of DATA: text, pair, tokens, label, target, image"
+        ),
+    ] = None,
+    max_length: Annotated[int | None, typer.Option(help="tokens a text is cut to")] = None,
+    pad_to: Annotated[int | None, typer.Option(help="pad every text to so many tokens")] = None,
+    eval_data: Annotated[
+        str | None, typer.Option(help="data to judge original and result on, by the task's metric")
+    ] = None,
+    eval_split: Annotated[
+        str | None, typer.Option(help="of the data to judge on; by itself, of DATA")
     ] = None,
     out: Annotated[pathlib.Path, typer.Option(help="artifact directory")] = pathlib.Path(
         "prunec-out"
@@ -129,6 +148,13 @@ def compile_(
             rounds=rounds,
             best_effort=best_effort,
             data=data,
+            split=split,
+            task=task,
+            columns=columns,
+            max_length=max_length,
+            pad_to=pad_to,
+            eval_data=eval_data,
+            eval_split=eval_split,
             out=out,
             recipe=recipe,
             emit=emit,

@@ -171,7 +171,7 @@ def _judge(
     if evaluate is None or before is None:
         return
     after = evaluate(result.model)
-    result.report.quality["evaluate"] = (float(before), float(after))
+    result.report.quality[getattr(evaluate, "name", "evaluate")] = (float(before), float(after))
     if not after >= before - (1 - floor) * abs(before):  # also for scores below 0, and for nan
         raise QualityError(
             f"evaluate fell from {before:.4f} to {after:.4f}, below the floor of {floor:.0%}; "

@@ -428,3 +428,33 @@ def test_torch_is_left_as_it_was(run: Run) -> None:
     threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
     run("explain", "@net")
     assert (torch.get_num_threads(), torch.is_grad_enabled()) == (threads, grad)
+
+
+def test_columns_splits_rounds_and_a_metric_from_the_command_line(
+    run: Run, bert: pathlib.Path
+) -> None:
+    texts = ["the cat sat on a mat", "a dog ran", "the dog sat", "the cat ran on"] * 3
+    lines = [f"{i % 2},{t}" for i, t in enumerate(texts)]
+    for split in ("train", "test"):
+        path = pathlib.Path("rows") / f"{split}.csv"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("\n".join(["grade,note", *lines]))
+    columns = ("--column", "label=grade", "--column", "text=note", "--eval-split", "test")
+    steps = ("--steps", "2", "--batch-size", "4", "--rounds", "2", "--floor", "0")
+    said = run(
+        "compile", str(bert), "--target", "params=0.6", "--no-measure", "--data", "rows",
+        *columns, *steps,
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    report = json.loads(pathlib.Path("prunec-out/report.json").read_text())
+    assert set(report["quality"]) == {"accuracy"}
+    names = [step["name"] for step in report["passes"]]
+    assert names.count("distill") == 2
+    assert "accuracy" in said.out
+    given = ("--data", "rows", *columns[:2], "--dry-run")  # the text is the other column of strings
+    said = run("compile", str(bert), "--target", "params=0.6", *given)
+    assert said.code == 0, said.err
+    said = run("compile", str(bert), "--target", "params=0.6", "--data", "rows", "--column", "x")
+    assert (said.code, "ROLE=COLUMN" in said.err) == (1, True)
+    said = run("compile", str(bert), "--target", "params=0.6", "--eval-split", "test")
+    assert (said.code, "a split of --data" in said.err) == (1, True)

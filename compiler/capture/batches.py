@@ -91,14 +91,16 @@ def split_batch(
 
 
 def unlabelled(batches: Iterable[Any] | None, limit: int = CALIBRATION_BATCHES) -> list[Any]:
-    """The first training batches without their labels, as calibration data; none of an iterator,
-    which can be read once only."""
+    """The first training batches without their labels, as calibration data, of a shuffling loader
+    the same ones each time; none of an iterator, which can be read once only."""
     if batches is None or isinstance(batches, Iterator):
         return []
     found: list[Any] = []
-    for batch in itertools.islice(batches, limit):
-        args, kwargs, _ = split_batch(batch)
-        found.append(args if args else kwargs)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for batch in itertools.islice(batches, limit):
+            args, kwargs, _ = split_batch(batch)
+            found.append(args if args else kwargs)
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from rich.console import Console
@@ -19,10 +19,14 @@ from ..errors import PlanError, SourceError
 from ..passmanager import Pass, PassManager, PassResult
 from ..recipe import build_pipeline, read_recipe
 from ..sources.data import load_data
+from ..sources.evaluation import metric_for
 from ..sources.model import Source, import_factory
+from ..sources.tasks import named_task
 from ..sweep import sweep
 from ..target import Target
 from .open_model import open_model
+
+SEED = 0  # of the choice and order of samples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +41,13 @@ class CompileOptions:
     rounds: int
     best_effort: bool
     data: str | None
+    split: str
+    task: str | None
+    columns: list[str] | None
+    max_length: int | None
+    pad_to: int | None
+    eval_data: str | None
+    eval_split: str | None
     out: pathlib.Path
     recipe: pathlib.Path | None
     emit: str
@@ -89,7 +100,7 @@ def compile_command(options: CompileOptions, console: Console) -> None:
         untie_tables=options.untie_tables,
         calibration=unlabelled(data),
         train=train,
-        evaluate=_evaluate(options.evaluate),
+        evaluate=_evaluate(options, source),
         floor=options.floor,
         rounds=options.rounds,
         device=options.device,
@@ -123,7 +134,7 @@ def _sweep(options: CompileOptions, console: Console) -> None:
         outputs=options.outputs,
         untie_tables=options.untie_tables,
         calibration=unlabelled(_data(options, source)),
-        evaluate=_evaluate(options.evaluate),
+        evaluate=_evaluate(options, source),
         recipe=options.recipe,
         options={k: v for k, v in _pass_options(options).items() if k != "distill"},
         callback=lambda row: console.print(f"{row.asked}: {row.failed or 'done'}", markup=False),
@@ -148,15 +159,47 @@ def _progress(console: Console, step: Pass, outcome: PassResult, seconds: float)
     )
 
 
-def _data(options: CompileOptions, source: Source) -> list[Any] | None:
+def _data(options: CompileOptions, source: Source) -> Iterable[Any] | None:
+    """DATA in another order each epoch."""
     if options.data is None:
         return None
+    return _read(options, source, options.data, options.split, SEED)
+
+
+def _read(
+    options: CompileOptions, source: Source, spec: str, split: str, seed: int | None
+) -> Iterable[Any]:
+    columns: dict[str, str] = {}
+    for entry in options.columns or ():
+        role, equals, column = entry.partition("=")
+        if not equals or not column:
+            raise SourceError(f"--column {entry} is not ROLE=COLUMN, as in label=stars.")
+        columns[role] = column
     return load_data(
-        options.data, source, batch_size=options.batch_size, max_samples=options.max_samples
+        spec,
+        source,
+        batch_size=options.batch_size,
+        max_samples=options.max_samples,
+        split=split,
+        task=options.task,
+        columns=columns,
+        max_length=options.max_length,
+        pad_to=options.pad_to,
+        seed=seed,
     )
 
 
-def _evaluate(spec: str | None) -> Callable[[nn.Module], Any] | None:
+def _evaluate(options: CompileOptions, source: Source) -> Callable[[nn.Module], Any] | None:
+    """The user's function, or the metric of the task on the evaluation data."""
+    spec, data = options.evaluate, options.eval_data or (options.eval_split and options.data)
+    if spec is not None and data:
+        raise SourceError("--evaluate brings its own data: leave --eval-data and --eval-split out.")
+    if options.eval_split and not data:
+        raise SourceError("--eval-split is a split of --data, or of --eval-data: give one.")
+    if data:
+        batches = _read(options, source, data, options.eval_split or options.split, None)
+        task = named_task(options.task, source).name
+        return metric_for(task, batches, source.model)
     if spec is None:
         return None
     function: Any = import_factory(spec)

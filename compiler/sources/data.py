@@ -1,13 +1,10 @@
-"""What DATA may be: a text, jsonl or csv file, a `datasets` id, or a factory of batches."""
+"""What DATA may be: files, directories, `datasets` ids, or a factory of batches; as batches."""
 
 from __future__ import annotations
 
-import csv
 import inspect
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +12,29 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..cause import cause
 from ..errors import SourceError
+from .image_folder import image_transform
+from .labels import as_tensor, row_labels
 from .model import Source, import_factory
-from .tokenization import tokenized_batches
+from .rows import Row, columns_of, read_rows, some_of
+from .tasks import find_columns, named_task
+from .tokenization import collator, encode, padding_tokenizer, token_limit
 
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-_TEXT_COLUMNS = ("text", "sentence", "content", "document", "review", "question", "body", "prompt")
-_LABEL_COLUMNS = ("labels", "label")
-Row = Mapping[str, Any]
+
+
+class _Samples(Dataset[Any]):
+    """Samples in a list, or made when they are asked for."""
+
+    def __init__(self, samples: Sequence[Any], make: Callable[[Any], Any] | None = None) -> None:
+        self.samples, self.make = samples, make
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Any:
+        sample = self.samples[index]
+        return sample if self.make is None else self.make(sample)
 
 
 def load_data(
@@ -33,157 +44,91 @@ def load_data(
     batch_size: int = 32,
     max_samples: int | None = None,
     split: str = "train",
-) -> list[Any]:
-    """Read DATA into batches for `source.model`.
+    task: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    max_length: int | None = None,
+    pad_to: int | None = None,
+    seed: int | None = None,
+) -> Iterable[Any]:
+    """Read DATA into batches for `source.model`, which may be gone through again and again.
 
-    - A file: `.txt` (a sample a line), `.jsonl`, `.json` (a list), `.csv`, `.tsv`.
+    - A file: `.txt` (a sample a line), `.jsonl`, `.json` (a list), `.csv`, `.tsv`, `.parquet`.
+    - A directory: images in a folder for each class, a data set saved by `datasets`, or files named
+      as the split.
     - A `datasets` id, `NAME` or `NAME@CONFIGURATION`, of which `split` is read.
     - `package.module:factory`: gives batches (a loader, or any iterable), a Dataset, or texts.
 
-    `#COLUMN` behind a file or id names the text column; otherwise it is found. Texts become dicts
-    of tensors (batch, longest in the batch) by the model's tokenizer, restricted to the inputs the
-    model is run on, with `labels` where there is such a column. At most `max_samples` samples.
-    Raises SourceError, with the remedy, for data that is absent, empty or cannot be read.
+    `task` is inferred from the model's class; it says which columns are read and how they are fed.
+    `columns`: of what role is which (text, pair, tokens, label, target, image); `#COLUMN` behind a
+    file or id names that of the text; others are found by their usual names. Texts become dicts of
+    tensors (batch, longest in the batch, or `pad_to`) by the model's tokenizer, cut to `max_length`
+    tokens, images by its processor, opened as they are needed. There are `labels` where there is
+    such a column. `max_samples`: at most so many, drawn at random. `seed`: of that; with one the
+    samples come in another order each time, by torch's random numbers, else in their own, the first
+    ones. Raises SourceError, with the remedy, for data that is absent, empty or cannot be read, and
+    columns that do not exist.
     """
-    name, _, column = (spec, "", "") if Path(spec).is_file() else spec.partition("#")
-    path = Path(name)
-    rows: Iterable[Row]
-    if path.is_file():
-        rows = _read_file(path)
-    elif _FACTORY.fullmatch(name):
+    name, _, column = (spec, "", "") if Path(spec).exists() else spec.partition("#")
+    named = dict(columns or {}) | ({"text": column} if column else {})
+    if _FACTORY.fullmatch(name) and not Path(name).exists():
         made = _call_factory(name, split)
-        if isinstance(made, Sequence) and made and isinstance(made[0], str):
-            rows = ({"text": text} for text in made)
-        else:
+        if not (isinstance(made, Sequence) and made and isinstance(made[0], str)):
             return _take(name, made, batch_size, max_samples)
-    elif path.exists() or path.suffix in _READERS:
-        what = "is a directory" if path.is_dir() else "does not exist"
-        raise SourceError(f"{name} {what}: pass a {', '.join(_READERS)} file.")
+        rows: Sequence[Row] = [{"text": text} for text in made]
     else:
-        rows = _read_datasets(name, split)
-    samples = list(islice(rows, max_samples))
-    if not samples:
-        raise SourceError(f"{name} holds no samples: pass a file or split that is not empty.")
-    text_column = _text_column(name, samples[0], column)
-    texts = [row.get(text_column) for row in samples]
-    if None in texts:
+        rows = read_rows(name, split)
+    rows = some_of(rows, max_samples, seed)
+    chosen = named_task(task, source)
+    present = columns_of(rows)
+    strings = [c for c in present if isinstance(rows[0].get(c), str)]
+    found = find_columns(name, chosen, present, named, strings)
+    for role, own in found.items():
+        _require_filled(name, rows, own if role in chosen.needs else None)
+    folder = Path(name).is_dir()
+    labels = (
+        row_labels(name, rows, found["label"], source.model, folder) if "label" in found else None
+    )
+    if "image" in found:
+        dataset, collate = _images(rows, found["image"], labels, source, Path(name).parent)
+    else:
+        tokenizer = padding_tokenizer(source)
+        limit = token_limit(tokenizer, source.model, pad_to or max_length)
+        dataset = _Samples(encode(rows, found, labels, chosen, tokenizer, limit))
+        collate = collator(chosen, tokenizer, source, pad_to)
+    return DataLoader(dataset, batch_size, shuffle=seed is not None, collate_fn=collate)
+
+
+def _require_filled(name: str, rows: Sequence[Row], column: str | None) -> None:
+    values = (row.get(column) for row in rows) if column is not None else ()
+    empty = next((i for i, value in enumerate(values, 1) if value is None), None)
+    if empty is not None:
         raise SourceError(
-            f"entry {texts.index(None) + 1} of {name} has nothing under {text_column!r}: fill it "
-            "in, or leave the entry out."
+            f"entry {empty} of {name} has nothing under {column!r}: fill it in, or leave the entry "
+            "out."
         )
-    labels = _labels(name, samples, source)
-    return tokenized_batches([str(text) for text in texts], labels, source, batch_size)
 
 
-def _read_text(path: Path) -> Iterable[Row]:
-    with path.open(encoding="utf-8") as lines:
-        yield from ({"text": stripped} for line in lines if (stripped := line.strip()))
+def _images(
+    rows: Sequence[Row], column: str, labels: Sequence[Any] | None, source: Source, base: Path
+) -> tuple[_Samples, Callable[[list[Any]], Any]]:
+    transform = image_transform(source)
+    positional = bool(source.args)
+    key = next(iter(source.kwargs), "pixel_values")
 
+    def make(index: int) -> tuple[Tensor, Any]:
+        image = rows[index][column]
+        if isinstance(image, str) and not Path(image).is_file():  # a path beside the table
+            image = base / image
+        return transform(image), None if labels is None else labels[index]
 
-def _read_json_lines(path: Path) -> Iterable[Row]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield _object(path, number, json.loads(line))
+    def collate(samples: list[tuple[Tensor, Any]]) -> Any:
+        pixels = torch.stack([image for image, _ in samples])
+        own = None if labels is None else as_tensor([label for _, label in samples])
+        if positional:
+            return pixels if own is None else (pixels, own)
+        return {key: pixels} if own is None else {key: pixels, "labels": own}
 
-
-def _read_json(path: Path) -> Iterable[Row]:
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(found, list):
-        raise SourceError(
-            f"{path} is not a JSON list of objects: write one object a line (.jsonl)."
-        )
-    return [_object(path, number, item) for number, item in enumerate(found, 1)]
-
-
-def _object(path: Path, number: int, item: Any) -> Row:
-    if not isinstance(item, dict):
-        raise SourceError(f'{path}: entry {number} is no JSON object: write {{"text": "..."}}.')
-    return item
-
-
-def _read_table(path: Path) -> Iterable[Row]:
-    with path.open(encoding="utf-8", newline="") as lines:
-        yield from csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ",")
-
-
-_READERS = {
-    ".txt": _read_text,
-    ".jsonl": _read_json_lines,
-    ".json": _read_json,
-    ".csv": _read_table,
-    ".tsv": _read_table,
-}
-
-
-def _read_file(path: Path) -> Iterable[Row]:
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise SourceError(
-            f"{path} has no known suffix: name it {', '.join(_READERS)}, by what it holds."
-        )
-    try:
-        yield from reader(path)
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
-        raise SourceError(f"{path} is not {path.suffix} in UTF-8 ({error}): convert it.") from error
-
-
-def _read_datasets(name: str, split: str) -> Iterable[Row]:
-    try:
-        import datasets  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise SourceError(
-            f"{name} is no existing file, and for the id of a data set datasets is not installed: "
-            "pip install 'prunec[data]'."
-        ) from error
-    identifier, _, configuration = name.partition("@")
-    try:
-        return datasets.load_dataset(identifier, configuration or None, split=split)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise SourceError(
-            f"{name} is no existing file, and its split {split!r} was not found as a data set "
-            f"({cause(error)}): pass a file, or download the data set where there is a connection."
-        ) from error
-
-
-def _text_column(name: str, row: Row, wanted: str) -> str:
-    present = ", ".join(map(str, row))
-    if wanted:
-        if wanted not in row:
-            raise SourceError(f"{name} has no column {wanted!r}: take one of {present}.")
-        return wanted
-    strings = [c for c, value in row.items() if isinstance(value, str)]
-    known = [c for c in _TEXT_COLUMNS if c in strings]
-    others = [c for c in strings if c not in _LABEL_COLUMNS]
-    if not known and len(others) != 1:
-        raise SourceError(
-            f"the text column of {name} is not clear: append #COLUMN, one of {present}."
-        )
-    return (known or others)[0]
-
-
-def _labels(name: str, rows: Sequence[Row], source: Source) -> Tensor | None:
-    """The label column as whole or real numbers; names go by the model's own label2id."""
-    column = next((c for c in _LABEL_COLUMNS if c in rows[0]), None)
-    if column is None:
-        return None
-    known = getattr(getattr(source.model, "config", None), "label2id", None) or {}
-    try:
-        values = [_number(row[column], known) for row in rows]
-    except (ValueError, TypeError, KeyError) as error:
-        raise SourceError(
-            f"{name}: a value in column {column!r} is neither a number nor one of the model's "
-            f"labels ({', '.join(known) or 'it has none'}): write numbers, or rename the column."
-        ) from error
-    return torch.tensor(values)
-
-
-def _number(value: Any, known: Mapping[str, int]) -> float:
-    if isinstance(value, str):
-        if value in known:
-            return known[value]
-        return float(value) if "." in value else int(value)
-    return value if isinstance(value, float) else int(value)
+    return _Samples(range(len(rows)), make), collate
 
 
 def _call_factory(spec: str, split: str) -> Any:

@@ -1,0 +1,175 @@
+"""Rows of named columns from what DATA names: files, directories, `datasets` ids."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..cause import cause
+from ..errors import SourceError
+from .image_folder import has_images, image_rows
+
+Row = Mapping[str, Any]
+_SAVED = "state.json", "dataset_dict.json"  # what datasets writes by save_to_disk
+_NO_DATASETS = "datasets is not installed: pip install 'prunec[data]'."
+
+
+def read_rows(name: str, split: str) -> Sequence[Row]:
+    """The rows of a file, a directory or the id of a data set.
+
+    A directory holds a data set saved by `datasets`, images by class (`CLASS/image.png`, or the
+    same below a folder named as the split), or files named as the split (`train.csv`). Raises
+    SourceError for what is absent, empty or cannot be read.
+    """
+    path = Path(name)
+    rows: Any
+    if path.is_file():
+        rows = _read_file(path)
+    elif path.is_dir():
+        rows = _read_directory(path, split)
+    elif path.suffix in READERS:
+        raise SourceError(f"{name} does not exist: pass a {', '.join(READERS)} file.")
+    else:
+        rows = _read_hub(name, split)
+    if not len(rows):
+        raise SourceError(f"{name} holds no samples: pass a file or split that is not empty.")
+    return rows
+
+
+def some_of(rows: Sequence[Row], count: int | None, seed: int | None) -> Sequence[Row]:
+    """At most `count` rows: drawn at random, since files are often sorted; with `seed` None the
+    first ones."""
+    if count is None or count >= len(rows):
+        return rows
+    chosen = range(count) if seed is None else random.Random(seed).sample(range(len(rows)), count)
+    return rows.select(list(chosen)) if hasattr(rows, "select") else [rows[i] for i in chosen]  # type: ignore[attr-defined]
+
+
+def _read_text(path: Path) -> Sequence[Row]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [{"text": stripped} for line in lines if (stripped := line.strip())]
+
+
+def _read_json_lines(path: Path) -> Sequence[Row]:
+    with path.open(encoding="utf-8") as lines:
+        return [
+            _object(path, n, json.loads(line)) for n, line in enumerate(lines, 1) if line.strip()
+        ]
+
+
+def _read_json(path: Path) -> Sequence[Row]:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, list):
+        raise SourceError(
+            f"{path} is not a JSON list of objects: write one object a line (.jsonl)."
+        )
+    return [_object(path, number, item) for number, item in enumerate(found, 1)]
+
+
+def _object(path: Path, number: int, item: Any) -> Row:
+    if not isinstance(item, dict):
+        raise SourceError(f'{path}: entry {number} is no JSON object: write {{"text": "..."}}.')
+    return item
+
+
+def _read_table(path: Path) -> Sequence[Row]:
+    with path.open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ","))
+
+
+def _read_parquet(path: Path) -> Any:
+    try:
+        import datasets  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise SourceError(f"{path} is read by a package that is missing: {_NO_DATASETS}") from error
+    try:
+        return datasets.Dataset.from_parquet(str(path))
+    except Exception as error:  # pyarrow raises many kinds
+        raise SourceError(f"{path} is no parquet file ({cause(error)}): write it again.") from error
+
+
+READERS = {
+    ".txt": _read_text,
+    ".jsonl": _read_json_lines,
+    ".json": _read_json,
+    ".csv": _read_table,
+    ".tsv": _read_table,
+    ".parquet": _read_parquet,
+}
+
+
+def _read_file(path: Path) -> Any:
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise SourceError(
+            f"{path} has no known suffix: name it {', '.join(READERS)}, by what it holds."
+        )
+    try:
+        return reader(path)
+    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+        raise SourceError(f"{path} is not {path.suffix} in UTF-8 ({error}): convert it.") from error
+
+
+def _read_directory(path: Path, split: str) -> Any:
+    if any((path / name).is_file() for name in _SAVED):
+        return _read_saved(path, split)
+    own = path / split
+    if has_images(own if own.is_dir() else path):
+        return image_rows(own if own.is_dir() else path)
+    files = sorted(p for p in path.iterdir() if p.suffix in READERS)
+    named = [p for p in files if p.stem == split or p.stem.startswith(f"{split}-")]
+    if len(named) > 1 and len({p.suffix for p in named}) == 1:
+        return [row for p in named for row in _read_file(p)]
+    if len(named) == 1 or len(files) == 1:
+        return _read_file((named or files)[0])
+    present = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+    raise SourceError(
+        f"{path} holds {present}, and no split {split!r}: pass images in a folder for each class, "
+        f"a file named {split}.csv (or {', '.join(READERS)}), or the file itself."
+    )
+
+
+def _read_saved(path: Path, split: str) -> Any:
+    try:
+        import datasets  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise SourceError(
+            f"{path} was saved by a package that is missing: {_NO_DATASETS}"
+        ) from error
+    found = datasets.load_from_disk(str(path))
+    return _of_split(str(path), found, split)
+
+
+def _read_hub(name: str, split: str) -> Any:
+    try:
+        import datasets  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise SourceError(
+            f"{name} is no existing file, and for the id of a data set {_NO_DATASETS}"
+        ) from error
+    identifier, _, configuration = name.partition("@")
+    try:
+        return datasets.load_dataset(identifier, configuration or None, split=split)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SourceError(
+            f"{name} is no existing file, and its split {split!r} was not found as a data set "
+            f"({cause(error)}): pass a file, or download the data set where there is a connection."
+        ) from error
+
+
+def _of_split(name: str, found: Any, split: str) -> Any:
+    if not isinstance(found, Mapping):
+        return found
+    if split not in found:
+        raise SourceError(f"{name} has no split {split!r}: it has {', '.join(found)}.")
+    return found[split]
+
+
+def columns_of(rows: Iterable[Row]) -> list[str]:
+    """The names of the columns."""
+    names = getattr(rows, "column_names", None)
+    return list(names) if names is not None else list(next(iter(rows)))
