@@ -243,16 +243,15 @@ class Distill(Pass):
     ) -> torch.optim.Optimizer:
         """Run one part, and give its optimizer; `prepare` is handed that before."""
         student = training.student
-        with (
-            on_device(student, self.device) as device,
-            in_mode(student, training=True),
-            training.features.attached(student),
-        ):
-            optimizer = adamw(student, self.learning_rate, self.weight_decay)
+
+        def optimizer(model: nn.Module) -> torch.optim.Optimizer:
+            made = adamw(model, self.learning_rate, self.weight_decay)
             if prepare is not None:
-                prepare(optimizer)
-            training.run(device, optimizer, advance)
-        return optimizer
+                prepare(made)
+            return made
+
+        with on_device(student, self.device) as device, in_mode(student, training=True):
+            return training.run(device, optimizer, advance)
 
     def _result(self, training: Training, paths: list[str], seconds: float) -> PassResult:
         losses, objective, watch = training.progress.losses, training.objective, training.watch

@@ -268,22 +268,55 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one_with_twice_the_batches(tmp_path: pathlib.Path) -> None:
-    together = script(tmp_path / "two.py", tmp_path / "two.pt", options={"steps": 4})
+def in_two_processes(file: pathlib.Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
     command += ["--master_port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
     run = subprocess.run(
-        [*command, str(together)], env=environment(), timeout=300, capture_output=True, text=True
+        [*command, str(file)], env=environment(), timeout=300, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
+
+
+def assert_trained_as_one(found: dict[str, Tensor]) -> None:
+    """As one process does that makes each step of two batches."""
     student = mlp(8)
     student[1] = nn.Identity()
     batches = [(X[i : i + 8], Y[i : i + 8]) for i in (0, 8, 16, 24)]
     distil(student, mlp(16).eval(), batches, steps=4, accumulate=2)
-    found = torch.load(tmp_path / "two.pt", weights_only=True)
     for name, value in student.state_dict().items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_twice_the_batches(tmp_path: pathlib.Path) -> None:
+    in_two_processes(script(tmp_path / "two.py", tmp_path / "two.pt", options={"steps": 4}))
+    assert_trained_as_one(torch.load(tmp_path / "two.pt", weights_only=True))
+
+
+# accelerate shards on accelerators only; torch does on CPUs too, and so does what it calls.
+SHARDED = """
+import accelerate
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from prunec.passes.distillation import training
+def sharding(**options):
+    made = accelerate.Accelerator(**options)
+    for kept in (accelerate.state.PartialState._shared_state, made.state._shared_state):
+        kept["distributed_type"] = DistributedType.FSDP
+    made.state._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin(fsdp_version=2)
+    return made
+training.Accelerator = sharding
+"""
+
+
+@pytest.mark.slow
+def test_sharded_weights_train_as_whole_ones_and_resume(tmp_path: pathlib.Path) -> None:
+    place = tmp_path / "kept"
+    for checkpoint in (None, str(place), str(place)):  # the last run resumes at its end
+        options = {"steps": 4, "checkpoint": checkpoint, "checkpoint_every": 2}
+        file = script(tmp_path / "run.py", tmp_path / "out.pt", options=options, before=SHARDED)
+        in_two_processes(file)
+        assert_trained_as_one(torch.load(tmp_path / "out.pt", weights_only=True))
+    assert [p.name for p in place.glob("step-*")] == ["step-4"]
 
 
 @pytest.mark.slow

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 
 class Mask(Protocol):
-    """What is zero once the share `along` (0 to 1) of the steps is done; called after each."""
+    """What is zero once the share `along` (0 to 1) of the steps is done; called after each step.
+    `empty`: nothing is."""
+
+    empty: bool
 
     def hold(self, along: float) -> None: ...
 
@@ -31,7 +34,7 @@ class FixedMask:
     """Tensors, each with where it may differ from zero."""
 
     def __init__(self, masks: Sequence[tuple[Tensor, Tensor]] = ()) -> None:
-        self.masks = masks
+        self.masks, self.empty = masks, not masks
 
     @torch.no_grad()
     def hold(self, along: float) -> None:
@@ -56,6 +59,8 @@ class GrowingMask:
         DistillError: branches were dropped or single weights set to zero, which the full-size model
             knows nothing of; a tensor that is cut is not the model's own.
     """
+
+    empty = False
 
     def __init__(self, state: Compilation, device: torch.device) -> None:
         if state.dense is None or state.plan.dropped or state.masks or state.earlier:

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
@@ -98,14 +99,15 @@ class Training:
         self.final = span[1] == 1.0
         self.watch = Watch(options.metric if self.final else None, options.patience)
         self.total = self.begin = self.end = 0
+        self.subject = student  # what is measured: sharded it is a copy
 
     def run(
         self,
         device: torch.device,
-        optimizer: torch.optim.Optimizer,
+        optimizer_of: Callable[[nn.Module], torch.optim.Optimizer],
         advance: Callable[[int, int, float], None],
-    ) -> None:
-        """Train; `advance(step, total, loss)` is called after each step."""
+    ) -> torch.optim.Optimizer:
+        """Train, and give the optimizer; `advance(step, total, loss)` is called after each step."""
         options = self.options
         with accelerator(options, device) as made:
             loader = _share(made, options.train_loader)
@@ -117,12 +119,23 @@ class Training:
                     " steps, or leave gradual out."
                 )
             sharded = made.distributed_type == DistributedType.FSDP
-            if sharded and self.span != (0.0, 1.0):
-                raise DistillError("gradual masks whole tensors, which FSDP shards: leave one out.")
+            if sharded and (self.span != (0.0, 1.0) or not self.mask.empty):
+                raise DistillError(
+                    "what stays zero (gradual, SparsifyWeights) is held in whole tensors, which"
+                    " FSDP shards: leave one out."
+                )
+            if sharded and self.place is not None and (options.ema or options.metric):
+                raise DistillError(
+                    "a checkpoint under FSDP keeps no average and no best weights, of which each"
+                    " process holds a part: leave checkpoint out, or ema and metric."
+                )
+            # a copy, since the dense graph and the module made from it share their tensors
             subject = copy.deepcopy(self.student) if sharded else self.student
             own_forward = "forward" in vars(subject)
+            optimizer = plain = optimizer_of(subject)
             optimizer.zero_grad()  # of the caller's own backward passes
             model, optimizer = made.prepare(subject, optimizer)
+            self.subject = model if sharded and not made.is_fsdp2 else subject
             schedule = LambdaLR(
                 getattr(optimizer, "optimizer", optimizer),
                 lambda step: learning_rate_factor(
@@ -133,7 +146,8 @@ class Training:
             self.average = Average(options.ema if self.final else None, self.good.live)
             made.register_for_checkpointing(schedule, self.progress, self.watch, self.average)
             try:
-                self._steps(made, model, optimizer, schedule, loader, device, advance)
+                with self.features.attached(subject):
+                    self._steps(made, model, optimizer, schedule, loader, device, advance)
                 with self.average.in_place(stay=True):
                     self.watch.restore(self.good.live)
                 if not self.good.is_finite():
@@ -144,7 +158,9 @@ class Training:
                 if not own_forward:  # left behind by accelerate: the class has it
                     vars(subject).pop("forward", None)
             if sharded:
-                self.student.load_state_dict(made.get_state_dict(model), strict=False)
+                whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+                self.student.load_state_dict(whole, strict=False)
+        return plain
 
     def _steps(
         self,
@@ -157,7 +173,7 @@ class Training:
         advance: Callable[[int, int, float], None],
     ) -> None:
         options, progress = self.options, self.progress
-        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        weights = list(model.parameters())  # as accelerate compares them where they are sharded
         checkpoints = Checkpoints(
             self._directory(), options.checkpoint_every, self._identity(made.num_processes)
         )
@@ -171,7 +187,7 @@ class Training:
             checkpoints.load(made, newest)
             self.mask.hold(self._along(newest))
         else:
-            self.watch.look(self.student, self.begin, self.good.live)
+            self.watch.look(self.subject, self.begin, self.good.live)
         micro: list[float] = []
         while len(progress.losses) < self.end and not progress.stopped:
             with made.accumulate(model):
@@ -204,7 +220,7 @@ class Training:
             last = step == self.end
             if self.watch.metric is not None and (last or step % every == 0):
                 with self.average.in_place():
-                    progress.stopped = not self.watch.look(self.student, step, self.good.live)
+                    progress.stopped = not self.watch.look(self.subject, step, self.good.live)
             checkpoints.save(made, step, last or progress.stopped)
 
     def _along(self, step: int) -> float:
