@@ -117,6 +117,9 @@ def compile_(
     rounds: Annotated[
         int, typer.Option(help="reach the target in so many steps of cutting and training", min=1)
     ] = 1,
+    checkpoint: Annotated[
+        pathlib.Path | None, typer.Option(help="directory by which the same command goes on")
+    ] = None,
     best_effort: Annotated[
         bool, typer.Option("--best-effort", help="a target out of reach gives the best there is")
     ] = False,
@@ -146,6 +149,7 @@ def compile_(
             uniform=uniform,
             depth=depth,
             rounds=rounds,
+            checkpoint=checkpoint,
             best_effort=best_effort,
             data=data,
             split=split,

@@ -20,6 +20,7 @@ from .measure.model_timing import compare_modules
 from .passmanager import Callback, Pass, PassManager
 from .recipe import build_pipeline, read_recipe
 from .result import Result
+from .resume import resumable
 from .rounds import round_targets
 from .target import Target
 
@@ -42,6 +43,7 @@ def compile(
     evaluate: Callable[[nn.Module], float] | None = None,
     floor: float = 0.97,
     rounds: int = 1,
+    checkpoint: str | pathlib.Path | None = None,
     device: str | torch.device | None = None,
     recipe: str | pathlib.Path | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
@@ -59,6 +61,8 @@ def compile(
     `rounds`: reach the target in so many steps of equal factors; each cuts, repairs and trains what
     the one before left, by scores of that, towards the original. What drops branches by a ratio of
     its own takes part in the first.
+    `checkpoint`: a directory by which the same call goes on where it was killed: the plan of each
+    round is kept there, and the state of training.
     `device`: compile on this device (a copy of the model is moved there). `recipe`: a TOML list of
     passes; `options`: per pass name, options that win over the recipe's. `measure`: time original
     and result side by side.
@@ -95,9 +99,13 @@ def compile(
         notes: list[str] = []
         for step in _targets(target, rounds, graph):
             supplies = {"target": step, "train": train, "calibration": held, "device": device}
+            supplies["checkpoint"] = checkpoint
             passes, notes = build_pipeline(entries, supplies, options)
             if rounds > 1:
                 passes = _of_round(passes, first=result is None)
+            if checkpoint is not None:
+                number = 1 if result is None else result.state.round + 1
+                passes = resumable(passes, pathlib.Path(checkpoint), number, step, subject)
             result = PassManager(passes, callback).run(graph, held, start=result)
         assert result is not None
         result.report.target = str(target)

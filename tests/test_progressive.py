@@ -224,3 +224,61 @@ def test_removed_entries_weigh_nothing_and_go_first() -> None:
         assert (scores[name][stay] > GONE).all()
         curve = loss_curve(graph.dimensions[name], scores[name], None)
         assert curve[len(stay)] < 1e-12 < curve[len(stay) - 1]
+
+
+def test_a_compile_goes_on_where_it_was_killed(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = images()
+    asked = {"distill": {"steps": 3, "progress": False, "checkpoint_every": 1}}
+
+    def compiled(place: pathlib.Path | None, target: Target = Target(macs=0.3)) -> compiler.Result:  # noqa: B008
+        return compiler.compile(
+            small_cnn(), (IMAGES,), target=target, rounds=2, calibration=data, train=data,
+            measure=False, options=asked, checkpoint=place,
+        )  # fmt: skip
+
+    whole = compiled(None)
+    place, steps = tmp_path / "run", []
+    original = passes.Distill.run
+
+    def killed(self: Any, state: Any) -> Any:
+        steps.append(state.round)
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+        return original(self, state)
+
+    monkeypatch.setattr(passes.Distill, "run", killed)
+    with pytest.raises(KeyboardInterrupt):
+        compiled(place)
+    monkeypatch.setattr(passes.Distill, "run", original)
+
+    def never(self: Any, state: Any) -> Any:
+        raise AssertionError("planned again")
+
+    monkeypatch.setattr(passes.AllocateWidths, "run", never)
+    result = compiled(place)
+    assert result.plan.kept == whole.plan.kept
+    for a, b in zip(whole.model.parameters(), result.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert result.report.aim == whole.report.aim
+    names = [p.name for p in result.report.passes]
+    assert names.count("known-plan") == 2
+    with pytest.raises(PlanError, match=r"another compile \(it differs in target, passes"):
+        compiled(place, Target(macs=0.4))
+
+
+def test_dropped_branches_are_in_the_plan_that_is_kept(tmp_path: pathlib.Path) -> None:
+    data = tokens()
+
+    def compiled() -> compiler.Result:
+        return compiler.compile(
+            deep_bert(), kwargs={"input_ids": IDS}, target=Target(macs=0.6), calibration=data,
+            measure=False, options={"allocate-widths": {"depth": 0.5, "exact_only": True}},
+            checkpoint=tmp_path,
+        )  # fmt: skip
+
+    first, again = compiled(), compiled()
+    assert first.plan == again.plan
+    assert first.plan.dropped
+    assert [b.state for b in first.report.branches] == [b.state for b in again.report.branches]

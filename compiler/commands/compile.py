@@ -39,6 +39,7 @@ class CompileOptions:
     uniform: bool
     depth: float | None
     rounds: int
+    checkpoint: pathlib.Path | None
     best_effort: bool
     data: str | None
     split: str
@@ -103,6 +104,7 @@ def compile_command(options: CompileOptions, console: Console) -> None:
         evaluate=_evaluate(options, source),
         floor=options.floor,
         rounds=options.rounds,
+        checkpoint=options.checkpoint,
         device=options.device,
         recipe=options.recipe,
         options=_pass_options(options),
