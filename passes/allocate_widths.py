@@ -14,6 +14,7 @@ from ..compiler.errors import PlanError, TargetError
 from ..compiler.inference.dimensions import Dimension
 from ..compiler.measure.cost import cost
 from ..compiler.passmanager import Pass, PassResult
+from ..compiler.processes import on_first
 from ..compiler.report import Aim
 from ..compiler.rewrite.selection import as_patterns, matches, one_factor_each, require_matches
 from ..compiler.rounds import sizes_left
@@ -149,8 +150,7 @@ class AllocateWidths(Pass):
             if not dimensions:
                 continue
             solver = self._solver(state, dimensions, depth)
-            find = closed_loop if self.target.measured else _counted
-            found = find(state, solver, self.target)
+            found = self._found(state, solver)
             if found.met:
                 if dimensions is everything and len(everything) > len(exact):
                     state.notes.append(
@@ -169,6 +169,20 @@ class AllocateWidths(Pass):
             raise TargetError(words)
         state.notes.append(words)
         return best
+
+    def _found(self, state: Compilation, solver: Solver) -> Reached:
+        """Counts are the same in all processes, timings are taken by the first."""
+        if not self.target.measured:
+            return _counted(state, solver, self.target)
+        before = len(state.notes)
+
+        def measured() -> tuple[Reached, list[str]]:
+            found = closed_loop(state, solver, self.target)
+            return found, state.notes[before:]
+
+        found, notes = on_first(measured, state.graph.program.device())
+        state.notes[before:] = notes
+        return found
 
     def _solver(
         self, state: Compilation, dimensions: list[Dimension], depth: Depth | None = None

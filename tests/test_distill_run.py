@@ -343,3 +343,41 @@ def test_a_killed_run_loses_at_most_the_last_interval(tmp_path: pathlib.Path) ->
         return weights(student)
 
     assert same(trained(checkpoint=str(kept)), trained())
+
+
+ALONE = """
+import sys, os, torch
+sys.path.insert(0, {here!r})
+from prunec import compiler, passes
+from prunec.compiler.compilation import Compilation
+from prunec.compiler.errors import TargetError
+from prunec.passes import allocate_widths
+from prunec.passes.allocation.reached import Reached
+from tiny_models import IMAGES, small_cnn
+rank = int(os.environ["RANK"])
+def measured(state, solver, target):
+    state.notes.append(f"by {{rank}}")
+    if target.value > 9:
+        raise TargetError(f"out of reach of {{rank}}")
+    return Reached(solver.at_share(0.5 if rank == 0 else 0.25), True, 2.0, 2.0)
+allocate_widths.closed_loop = measured
+state = Compilation(compiler.capture(small_cnn(), (IMAGES,)))
+passes.MagnitudeScore().run(state)
+passes.AllocateWidths(compiler.Target(speedup=2.0)).run(state)
+assert set(state.widths.values()) == {{8, 12}}, (rank, state.widths)
+assert state.notes == ["by 0"], state.notes
+try:
+    passes.AllocateWidths(compiler.Target(speedup=10.0)).run(state)
+    raise SystemExit(3)
+except TargetError as error:
+    assert str(error) == "out of reach of 0"
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_processes_take_the_widths_that_the_first_one_measured(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "alone.py"
+    file.write_text(ALONE.format(here=str(HERE)))
+    in_two_processes(file)
