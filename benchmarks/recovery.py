@@ -1,20 +1,19 @@
-"""What training brings back: {raw cut, repaired cut} x {labels, teacher, teacher and insides}.
+"""What training brings back: from raw and repaired cuts, by labels, by a teacher, in schedules.
 
     python benchmarks/recovery.py [--models digits bytes minilm] [--seeds 3] [--resume]
 
-Each trained model is cut to the widths of the repair benchmark with the same entries going, then
-trained for the same steps by each recipe; beside it the same small architecture trained from
-scratch, for as long and for ten times as long, and torch-pruning's cut with the same training.
-Judged on held-out inputs. Writes results/recovery.json, row by row.
+Each trained model is cut to the widths of the repair benchmark by second-order scores, then trained
+for the same steps by each recipe: labels, teacher, both, teacher and values inside; in one go, in
+three rounds of a third of the steps each, and with a mask that grows over half of them. Beside it
+the same small architecture trained from scratch, for as long and for ten times as long, and
+torch-pruning's cut with the same training. Judged on held-out inputs. Writes results/recovery.json,
+row by row, and results/recovery.png.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,28 +23,30 @@ import minilm
 import plain_digits
 import repair_peer
 import torch
-from record import RESULTS, record
+from record import RESULTS
+from recovery_table import KEY, plot, print_tables
 from repair_subjects import LENGTH, SUBJECTS, Subject, Width
 from rich.console import Console
-from rich.table import Table
+from rows import Row, Rows
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunec import compiler, passes
 
-KEY = ("model", "seed", "width", "start", "data", "recipe")
 FEW = 128  # labelled samples of the digits
 WIDTHS = {"digits": ("1/4", "1/8"), "bytes": ("1/2", "1/4"), "minilm": ("2/3, 1/2",)}
 STEPS = {"digits": 300, "bytes": 200, "minilm": 300}
-RATE = {"digits": 2e-3, "bytes": 1e-3, "minilm": 5e-4}
+RATE = {"digits": 2e-3, "bytes": 1e-3, "minilm": 3e-4}
+TEMPERATURE = {"digits": 2.0, "bytes": 1.0, "minilm": 1.0}
+ROUNDS = 3
 RECIPES: dict[str, dict[str, Any]] = {
     "CE": {"alpha": 0.0, "features": 0.0},
     "KD": {"alpha": 1.0, "features": 0.0},
     "CE + KD": {"alpha": 0.5, "features": 0.0},
-    "KD + insides": {"alpha": 1.0, "features": 1.0},
+    "KD + insides": {"alpha": 1.0, "features": 1.0, "features_until": 0.5},
     "KD + insides to the end": {"alpha": 1.0, "features": 1.0, "features_until": 1.0},
 }
-Row = dict[str, Any]
+BEST = RECIPES["KD + insides to the end"]  # what schedules are compared with
 
 
 def batches(subject: Subject, seed: int, few: bool) -> list[Any]:
@@ -66,7 +67,9 @@ def batches(subject: Subject, seed: int, few: bool) -> list[Any]:
     return [made[i] for i in torch.randperm(len(made), generator=generator).tolist()]
 
 
-def cut(subject: Subject, graph: compiler.Graph, width: Width, last: list[Any]) -> compiler.Result:
+def cut(
+    subject: Subject, graph: compiler.Graph, width: Width, last: list[Any], start: Any = None
+) -> compiler.Result:
     """The subject at this width by second-order scores, and what follows."""
     steps: list[Any] = [
         passes.SecondOrderScore(progress=False),
@@ -75,7 +78,7 @@ def cut(subject: Subject, graph: compiler.Graph, width: Width, last: list[Any]) 
     if subject.heads:
         steps.append(passes.PruneHeads(ratio=1 - width.heads))
     pipeline = compiler.PassManager([*steps, passes.SparseToDense(), *last])
-    return pipeline.run(graph, subject.calibration)
+    return pipeline.run(graph, subject.calibration, start=start)
 
 
 def distill(subject: Subject, data: list[Any], steps: int, seed: int, **options: Any) -> Any:
@@ -86,11 +89,27 @@ def distill(subject: Subject, data: list[Any], steps: int, seed: int, **options:
         data,
         steps=steps,
         learning_rate=RATE[subject.name],
-        temperature=2.0 if subject.name == "digits" else 1.0,
+        temperature=TEMPERATURE[subject.name],
         seed=seed,
         progress=False,
         **options,
     )
+
+
+def in_rounds(
+    subject: Subject, graph: compiler.Graph, width: Width, data: list[Any], steps: int, seed: int
+) -> nn.Module:
+    """Cut in rounds of equal factors, each repaired and trained for its share of the steps."""
+    result: compiler.Result | None = None
+    for number in range(1, ROUNDS + 1):
+        share = number / ROUNDS
+        own = Width("", width.heads**share, width.channels**share)
+        first, size = len(data) * (number - 1) // ROUNDS, max(1, len(data) // ROUNDS)
+        part = data if subject.name == "digits" else data[first : first + size]
+        train = distill(subject, part, steps // ROUNDS, seed, **BEST)
+        result = cut(subject, graph, own, [passes.Reconstruct(progress=False), train], result)
+    assert result is not None
+    return result.model
 
 
 def from_scratch(
@@ -115,113 +134,72 @@ def from_scratch(
     return model.eval()
 
 
-def rows(subject: Subject, seed: int, known: set[tuple[Any, ...]]) -> Iterator[Row]:
+def measure(subject: Subject, seed: int, rows: Rows) -> None:
     """Every row of one trained model that is not known yet."""
     graph = subject.capture()
     parameters = sum(p.numel() for p in subject.model.parameters())
     steps, rate = STEPS[subject.name], RATE[subject.name]
     labelled = subject.labelled is not None
-    began = time.perf_counter()
 
-    def row(model: nn.Module, *key: str) -> Row:
-        nonlocal began
-        made = dict(zip(KEY, (subject.name, seed, *key), strict=True))
-        made |= {"parameters": sum(p.numel() for p in model.parameters()) / parameters}
-        made |= {"seconds": time.perf_counter() - began, **subject.judge(model)}
-        began = time.perf_counter()
-        return made
+    def add(make: Any, *key: str) -> None:
+        if not rows.missing(subject.name, seed, *key):
+            return
+        model = make()
+        row: Row = dict(zip(KEY, (subject.name, seed, *key), strict=True))
+        row["parameters"] = sum(p.numel() for p in model.parameters()) / parameters
+        rows.add(row | subject.judge(model))
 
-    def missing(*key: str) -> bool:
-        return (subject.name, seed, *key) not in known
-
-    def recovered(width: Width, start: list[Any], data: Any, options: dict[str, Any]) -> nn.Module:
+    def trained(start: list[Any], data: list[Any], **options: Any) -> nn.Module:
         last = [*start, distill(subject, data, steps, seed, **options)]
         return cut(subject, graph, width, last).model
 
-    if missing("1", "original", "-", "-"):
-        yield row(subject.model, "1", "original", "-", "-")
+    def by_peer() -> nn.Module:
+        pruned = repair_peer.prune(subject, "magnitude", width, seed)
+        distill(subject, sets["all"], steps, seed, **RECIPES["CE + KD"]).train(
+            pruned, subject.model
+        )
+        return pruned.eval()
+
+    add(lambda: subject.model, "1", "original", "-", "-")
     sets = {"all": batches(subject, seed, few=False)}
     if subject.name == "digits":
         sets["128 labelled"] = batches(subject, seed, few=True)
-    for width in subject.widths:
-        if width.name not in WIDTHS[subject.name]:
-            continue
+    for width in (w for w in subject.widths if w.name in WIDTHS[subject.name]):
         starts = {"raw": [], "repaired": [passes.Reconstruct(progress=False)]}
         for start, repair in starts.items():
-            if missing(width.name, start, "-", "-"):
-                yield row(cut(subject, graph, width, repair).model, width.name, start, "-", "-")
+            add(lambda: cut(subject, graph, width, repair).model, width.name, start, "-", "-")  # noqa: B023
             for name, data in sets.items():
                 for recipe, options in RECIPES.items():
-                    if not labelled and "CE" in recipe:
-                        continue
-                    if missing(width.name, start, name, recipe):
-                        model = recovered(width, repair, data, options)
-                        yield row(model, width.name, start, name, recipe)
-        if not labelled:
-            continue
-        small = cut(subject, graph, width, []).model
-        for name, data in sets.items():
+                    if labelled or "CE" not in recipe:
+                        make = lambda: trained(repair, data, **options)  # noqa: B023, E731
+                        add(make, width.name, start, name, recipe)
+        rounds = lambda: in_rounds(subject, graph, width, sets["all"], steps, seed)  # noqa: B023, E731
+        add(rounds, width.name, f"{ROUNDS} rounds", "all", "KD + insides to the end")
+        grown = lambda: trained([], sets["all"], gradual=0.5, **BEST)  # noqa: E731
+        add(grown, width.name, "gradual", "all", "KD + insides to the end")
+        for name, data in sets.items() if labelled else ():
             for label, times in (("as long", 1), ("10 times as long", 10)):
-                if missing(width.name, "scratch", name, label):
-                    model = from_scratch(small, data, steps * times, rate, seed)
-                    yield row(model, width.name, "scratch", name, label)
-        if missing(width.name, "torch-pruning", "all", "CE + KD"):
-            pruned = repair_peer.prune(subject, "magnitude", width, seed)
-            model = _distilled(subject, pruned, sets["all"], steps, rate, seed)
-            yield row(model, width.name, "torch-pruning", "all", "CE + KD")
-
-
-def _distilled(
-    subject: Subject, model: nn.Module, data: list[Any], steps: int, rate: float, seed: int
-) -> nn.Module:
-    """Another tool's small model with the training of the "CE + KD" row."""
-
-    distill(subject, data, steps, seed, **RECIPES["CE + KD"]).train(model, subject.model)
-    return model.eval()
+                small = lambda: cut(subject, graph, width, []).model  # noqa: B023, E731
+                make = lambda: from_scratch(small(), data, steps * times, rate, seed)  # noqa: B023, E731
+                add(make, width.name, "scratch", name, label)
+        if labelled:
+            add(by_peer, width.name, "torch-pruning", "all", "CE + KD")
 
 
 def main() -> None:
-    """Run what is asked for, saving every row; then print the tables."""
+    """Run what is asked for, saving every row; then print the tables and draw the plot."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--resume", action="store_true", help="keep the rows there are")
     parser.add_argument("--cache", type=Path, help="folder to keep trained weights in")
     options = parser.parse_args()
-    console = Console(width=150)
-    path = RESULTS / "recovery.json"
-    found: list[Row] = []
-    if options.resume and path.exists():
-        found = json.loads(path.read_text())["rows"]
-    known = {tuple(row[k] for k in KEY) for row in found}
+    rows = Rows("recovery", KEY, options.resume)
     for name in options.models:
         for seed in range(options.seeds if name != "minilm" else 1):
-            for row in rows(SUBJECTS[name](seed, options.cache), seed, known):
-                found.append(row)
-                record("recovery", found)
-                console.print(*(_short(v) for v in row.values()), highlight=False)
-    for name in dict.fromkeys(row["model"] for row in found):
-        console.print(_table(name, [row for row in found if row["model"] == name]))
-
-
-def _table(name: str, found: list[Row]) -> Table:
-    measures = [k for k in found[0] if k not in (*KEY, "parameters", "seconds")]
-    table = Table(title=f"{name}: {STEPS[name]} steps")
-    for column in ("width", "start", "data", "recipe", "parameters", *measures, "seeds"):
-        table.add_column(column)
-    groups = dict.fromkeys(
-        tuple(row[k] for k in KEY if k not in ("model", "seed")) for row in found
-    )
-    for group in groups:
-        own = [r for r in found if tuple(r[k] for k in KEY if k not in ("model", "seed")) == group]
-        values = [sum(r[m] for r in own) / len(own) for m in measures]
-        kept = sum(r["parameters"] for r in own) / len(own)
-        table.add_row(*group, f"{kept:.1%}", *(f"{v:.3f}" for v in values), str(len(own)))
-    return table
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+            measure(SUBJECTS[name](seed, options.cache), seed, rows)
+    print_tables(rows.found, STEPS, Console(width=150))
+    plot(rows.found, RESULTS / "recovery.png")
 
 
 if __name__ == "__main__":

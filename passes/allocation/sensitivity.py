@@ -7,18 +7,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
+from ...compiler.capture.batch import batch_size, resize_batch
 from ...compiler.compilation import Compilation
 from ...compiler.inference.dimensions import Dimension
+from ...compiler.inference.graph import Graph
 from ...compiler.rewrite.correspondence import inherited
 from ...compiler.rewrite.rewrite import rewrite
 from ...compiler.rewrite.selection import kept_count, lowest
 from ...compiler.verify.interpreter import ProgramInterpreter
+from ..calibration.consumers import Consumer
+from ..sensitivity.readings import find_readings
 from .allocation import Allocation
 from .depth import Depth
 
 BATCHES = 2
+ROWS = 16  # of a batch, at most
 TRIED = 0.5  # of each dimension's entries, the lowest-scored, taken out to see what it does
 RANGE = 100.0  # weights lie between 1 / RANGE and RANGE
 
@@ -27,28 +32,40 @@ def sensitivities(
     state: Compilation, dimensions: Sequence[Dimension], curves: Mapping[str, np.ndarray]
 ) -> dict[str, float]:
     """For each dimension the relative squared error of the outputs when half of it is gone, over
-    its own loss at that width; on the first calibration batches, one run for each dimension.
+    the error that this makes where it is read; on the first rows of calibration data, one run for
+    each dimension.
 
-    An error near the outputs is theirs, one in a branch beside a wide stream hardly is; curves of
-    single layers cannot tell. 1 for all where there are no calibration data.
+    Means are put right in that run, as a repair does, and the error at the readers is measured, not
+    taken from the curve, which has the rest of the repair in it. Of a dimension without error curve
+    it is over its own loss. An error near the outputs is theirs, one in a branch beside a wide
+    stream hardly is; curves of single layers cannot tell. 1 for all where there are no data.
     """
     weights = dict.fromkeys((d.name for d in dimensions), 1.0)
-    graph, batches = state.graph, state.calibration[:BATCHES]
+    graph, batches = state.graph, _rows(state)
     if not batches or graph.program.is_meta or state.scores is None:
         return weights
-    expected = [ProgramInterpreter(graph.program)(batch) for batch in batches]
+    readers = _readers(graph, state.errors or {})
+    nodes = {node for own in readers.values() for node in own}
+    inside: list[dict[str, Tensor]] = [{} for _ in batches]
+    expected = [
+        ProgramInterpreter(graph.program, node_hook=_kept(values, nodes))(batch)
+        for batch, values in zip(batches, inside, strict=True)
+    ]
     for d in dimensions:
         width = kept_count(d, TRIED)
         loss = float(curves[d.name][width])
         if d.var is None or loss <= 0 or width == d.size:
             continue
-        stays = torch.ones(d.size, dtype=torch.bool)
-        stays[lowest(state.scores[d.name], d.size - width).cpu()] = False
-        program = rewrite(graph, {d.var: stays.nonzero().reshape(-1)}, on_use=True)
-        found = [ProgramInterpreter(program)(batch) for batch in batches]
+        program = rewrite(graph, {d.var: _stay(state.scores[d.name], width)}, on_use=True)
+        found: list[list[Any]] = []
+        errors = _ReaderErrors(readers.get(d.name, {}))
+        for batch, values in zip(batches, inside, strict=True):
+            hook = errors.hook(values) if errors.readers else None
+            found.append(ProgramInterpreter(program, node_hook=hook)(batch))
         error = _relative(found, expected)
-        if np.isfinite(error):
-            weights[d.name] = float(np.clip(error / loss, 1 / RANGE, RANGE))
+        made = errors.total if errors.readers else loss
+        if np.isfinite(error) and made > 0:
+            weights[d.name] = float(np.clip(error / made, 1 / RANGE, RANGE))
     return weights
 
 
@@ -67,13 +84,81 @@ def allocation_error(state: Compilation, depth: Depth | None, allocation: Alloca
     for name, width in widths.items():
         d = graph.dimensions[name]
         if d.var is not None and width < d.size:
-            stays = torch.ones(d.size, dtype=torch.bool)
-            stays[lowest(scores[name], d.size - width).cpu()] = False
-            kept[d.var] = stays.nonzero().reshape(-1)
+            kept[d.var] = _stay(scores[name], width)
     program = rewrite(graph, kept, on_use=True)
     whole = state.graph.program
     expected = [ProgramInterpreter(whole)(batch) for batch in batches]
     return _relative([ProgramInterpreter(program)(batch) for batch in batches], expected)
+
+
+class _ReaderErrors:
+    """The error variance at the layers that read a dimension, over their variance, summed; while
+    the run goes on with their means put right."""
+
+    def __init__(self, readers: Mapping[str, Consumer]) -> None:
+        self.readers = readers
+        self._missed: dict[str, float] = {}
+        self._spread: dict[str, float] = {}
+
+    @property
+    def total(self) -> float:
+        """Over what was run so far."""
+        return sum(self._missed[n] / s for n, s in self._spread.items() if s > 0)
+
+    def hook(self, expected: Mapping[str, Tensor]) -> Any:
+        """For a run whose original gave these values."""
+
+        def corrected(node: fx.Node, value: Any) -> Any:
+            consumer, wanted = self.readers.get(node.name), expected.get(node.name)
+            if consumer is None or wanted is None or value.shape != wanted.shape:
+                return value
+            axis = consumer.channel(value) % value.dim()
+            others = [i for i in range(value.dim()) if i != axis]
+            value = value + (wanted - value).mean(others, keepdim=True)
+            centred = (wanted - wanted.mean(others, keepdim=True)).double()
+            missed = (value - wanted).double().square().sum()
+            self._missed[node.name] = self._missed.get(node.name, 0.0) + float(missed)
+            spread = float(centred.square().sum())
+            self._spread[node.name] = self._spread.get(node.name, 0.0) + spread
+            return value
+
+        return corrected
+
+
+def _readers(graph: Graph, errors: Mapping[str, Tensor]) -> dict[str, dict[str, Consumer]]:
+    """For each dimension with an error curve the nodes that read it."""
+    readings, _ = find_readings(graph)
+    return {
+        name: {node.name: r.consumer for r in own for node in r.consumer.nodes}
+        for name, own in readings.items()
+        if name in errors
+    }
+
+
+def _kept(values: dict[str, Tensor], nodes: set[str]) -> Any:
+    def keep(node: fx.Node, value: Any) -> Any:
+        if node.name in nodes:
+            values[node.name] = value.clone()  # what follows may write into it
+        return value
+
+    return keep
+
+
+def _stay(scores: Tensor, width: int) -> Tensor:
+    """The entries that stay, ascending, when the lowest-scored go."""
+    stays = torch.ones(len(scores), dtype=torch.bool)
+    stays[lowest(scores, len(scores) - width).cpu()] = False
+    return stays.nonzero().reshape(-1)
+
+
+def _rows(state: Compilation) -> list[list[Any]]:
+    batches = state.calibration[:BATCHES]
+    if not state.graph.program.batched:
+        return batches
+    return [
+        list(resize_batch(tuple(flat), {}, min(ROWS, batch_size(tuple(flat), {}) or 1))[0])
+        for flat in batches
+    ]
 
 
 def _relative(found: Sequence[Sequence[Tensor]], expected: Sequence[Sequence[Tensor]]) -> float:
