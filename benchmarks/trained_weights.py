@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import byte_transformer
+import digits_vit
 import plain_digits
 from safetensors.torch import load_model, save_model
 from torch import nn
@@ -14,6 +15,7 @@ from torch import nn
 _NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], nn.Module]]] = {
     "digits": (plain_digits.PlainNet, plain_digits.trained),
     "bytes": (byte_transformer.ByteTransformer, byte_transformer.trained),
+    "vit": (digits_vit.untrained, digits_vit.trained),
 }
 
 

@@ -117,7 +117,7 @@ class Distill(Pass):
     device: Device = None
     output: Which = None
     features: float = 1.0
-    features_until: float = 0.5
+    features_until: float = 1.0
     metric: Callable[[nn.Module], float] | None = None
     evaluate_every: int | None = None
     patience: int | None = None
