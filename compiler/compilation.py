@@ -41,6 +41,7 @@ class Compilation:
     which single entries were set to zero (bool, True where they stay), by name in the program as it
     stands; training keeps them zero. `teacher`: the user's model, as it was handed in. `earlier`:
     the milder compilation of the same graph that this one continues; `round`: how many that makes.
+    `room`: how much a target of parameters or bytes leaves for what a repair adds, (unit, amount).
     """
 
     def __init__(self, graph: Graph, calibration: list[list[Any]] | None = None) -> None:
@@ -64,6 +65,7 @@ class Compilation:
         self.facts: set[str] = set()
         self.earlier: Compilation | None = None
         self.round = 1
+        self.room: tuple[str, float] | None = None
 
     def drop(self, drops: Sequence[Drop]) -> None:
         """Drop branches of `graph`: it is another one from then on, and the plan says so; what is

@@ -253,4 +253,7 @@ def _counted(state: Compilation, solver: Solver, target: Target) -> Reached:
     full = max(counted(state.graph.whole, target.kind, []).total(), 1)
     found = solver.within(model, full * target.value)
     allocation = found if found is not None else solver.smallest()
-    return Reached(allocation, found is not None, solver.cost(model, allocation) / full)
+    total = solver.cost(model, allocation)
+    if target.kind in ("params", "bytes"):
+        state.room = target.kind, max(0.0, full * target.value - total)
+    return Reached(allocation, found is not None, total / full)

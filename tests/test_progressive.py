@@ -111,7 +111,7 @@ def test_compile_in_rounds_meets_the_target(target: Target) -> None:
     )  # fmt: skip
     report = result.report
     after, before = getattr(report.after, target.kind), getattr(report.before, target.kind)
-    assert after <= before * target.value * 1.02  # a repair adds biases
+    assert after <= before * target.value
     assert report.target == str(target)
     names = [p.name for p in report.passes]
     assert [names.count(n) for n in ("second-order-score", "reconstruct", "distill")] == [3, 3, 3]
@@ -128,7 +128,7 @@ def test_norm_coupled_widths_and_depth_go_in_rounds() -> None:
             "allocate-widths": {"depth": 0.5},
         },
     )  # fmt: skip
-    assert result.report.after.params <= 0.27 * result.report.before.params
+    assert result.report.after.params <= 0.25 * result.report.before.params
     assert result.model.classifier.in_features < 32  # type: ignore[union-attr]
     assert result.verify().passed
     assert sum(b.state == "dropped" and b.unit == "branch" for b in result.report.branches) <= 3

@@ -62,6 +62,22 @@ def test_bytes_target_is_met_by_the_tensors_of_the_result() -> None:
     assert tensor_bytes(model) == result.report.before.bytes
 
 
+@pytest.mark.parametrize("kind", ["params", "bytes"])
+def test_a_repair_adds_biases_only_where_the_target_leaves_room(kind: str) -> None:
+    model = nn.Sequential(
+        nn.Linear(8, 64, bias=False), nn.ReLU(), nn.Linear(64, 64, bias=False), nn.ReLU(),
+        nn.Linear(64, 4, bias=False),
+    ).eval()  # fmt: skip
+    rows = [torch.randn(64, 8) for _ in range(4)]
+    for value in (0.5, 0.9):
+        result = compress(model, (rows[0],), target=Target(**{kind: value}), calibration=rows)
+        before, after = (getattr(c, kind) for c in (result.report.before, result.report.after))
+        assert after <= value * before
+        details = next(p for p in result.report.passes if p.name == "reconstruct").details
+        assert details["biases added"] == ["4.bias"]  # four entries fit, those of a wide layer not
+        assert "leaves no room" in details["layers"]["2.weight"]["note"]
+
+
 def test_macs_target_is_met_by_the_captured_result() -> None:
     result = compress(target=Target(macs=0.4))
     before = cost(compiler.capture(small_cnn(), (IMAGES,))).macs

@@ -110,7 +110,17 @@ def _new_place(state: Compilation, consumer: Consumer) -> BiasPlace | str:
         return "it has no bias, and its weight has several owners"
     if any("bias" not in bound_arguments(node) for node in consumer.nodes):
         return "it has no bias, and its op takes none"
+    if state.room is not None and _cost(state, consumer) > state.room[1]:
+        return "it has no bias, and the target leaves no room for one"
     return BiasPlace(name, new=True)
+
+
+def _cost(state: Compilation, consumer: Consumer) -> int:
+    """What a new bias takes, in the unit of the room that is left."""
+    assert state.dense is not None
+    weight = state.dense.program.tensors[consumer.weight]
+    each = weight.element_size() if state.room is not None and state.room[0] == "bytes" else 1
+    return weight.shape[0] * each
 
 
 def add_bias(state: Compilation, consumer: Consumer, name: str) -> None:
@@ -121,6 +131,8 @@ def add_bias(state: Compilation, consumer: Consumer, name: str) -> None:
     outer = weight.shape[0]
     bias = nn.Parameter(weight.new_zeros(outer).detach(), weight.requires_grad)
     dense.program.tensors[name] = bias
+    if state.room is not None:
+        state.room = state.room[0], state.room[1] - _cost(state, consumer)
     for node in consumer.nodes:
         with dense.program.graph.inserting_before(node):
             _set_bias(node, dense.program.graph.get_attr(name))
