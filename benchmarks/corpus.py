@@ -36,6 +36,20 @@ def paragraphs(split: Split, minimum_words: int = 8) -> list[str]:
     return [p for p in chosen if len(p.split()) >= minimum_words]
 
 
+def with_installed(minimum_words: int = 8) -> list[str]:
+    """The paragraphs of `train`, and those of the packages installed beside Python, none of which
+    is held out. What there is depends on the packages."""
+    train, held_out = _all_paragraphs()
+    unseen = {_normalised(paragraph) for paragraph in held_out}
+    found = {_normalised(paragraph): paragraph for paragraph in train}
+    for path in _sources(Path(sysconfig.get_path("purelib"))):
+        for paragraph in _prose(path):
+            key = _normalised(paragraph)
+            if key not in unseen:
+                found.setdefault(key, paragraph)
+    return [p for p in found.values() if len(p.split()) >= minimum_words]
+
+
 @cache
 def _all_paragraphs() -> tuple[list[str], list[str]]:
     root = Path(sysconfig.get_path("stdlib"))

@@ -246,8 +246,7 @@ def main() -> None:
         parser.error(f"no row '{unknown[0]}'; there are {', '.join(HEADLINES)}")
     rows = Rows("headlines", KEYS, resume=True)
     for name in options.rows or list(HEADLINES):
-        rows.found = [r for r in rows.found if r["row"] != name]
-        rows.missing(name)
+        rows.drop(name)
         rows.add({"row": name, **measured(HEADLINES[name], options.cache)})
     Console(width=150).print(table(rows.found))
 

@@ -35,6 +35,12 @@ class Rows:
         self._began = time.perf_counter()
         return key not in self.known
 
+    def drop(self, *key: Any) -> None:
+        """Forget the row of these keys, if there is one; the time of the next one begins here."""
+        self.found = [row for row in self.found if self.key(row) != key]
+        self.known.discard(key)
+        self._began = time.perf_counter()
+
     def add(self, row: Row) -> None:
         """Save a row, with the seconds it took, and print it."""
         row.setdefault("seconds", round(time.perf_counter() - self._began, 1))

@@ -19,7 +19,9 @@ NAMES = (
     "speedup",
     "planted",
     "repair",
+    "recovery",
     "minilm_compile",
+    "headlines",
 )
 
 

@@ -24,6 +24,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console(width=None if sys.stdout.isatty() else 120)  # files and pipes: whole tables
+# What changes nothing where only plans are made, by the option's name here.
+OF_A_COMPILE = ("emit", "rounds", "checkpoint", "floor", "steps", "learning_rate", "no_measure")
+NOT_PLANNED = {"sweep": (*OF_A_COMPILE, "dry_run"), "dry_run": ("rounds", "checkpoint")}
 INTERRUPTED = 130  # the exit code of a process ended by Ctrl-C
 
 Model = Annotated[
@@ -53,6 +56,7 @@ state: dict[str, bool] = {"debug": False}
 
 @app.command("compile")
 def compile_(
+    context: typer.Context,
     model: Model,
     target: Annotated[
         str | None,
@@ -141,6 +145,7 @@ def compile_(
     """Compress MODEL to a target and write the artifact."""
     if (target is None) == (sweep is None):
         raise typer.BadParameter("give one of --target and --sweep", param_hint="--target")
+    _name_unused(context, "sweep" if sweep is not None else "dry_run" if dry_run else None)
     compile_command(
         CompileOptions(
             model=model,
@@ -181,6 +186,15 @@ def compile_(
         ),
         console,
     )
+
+
+def _name_unused(context: typer.Context, mode: str | None) -> None:
+    """Say which of the options given change nothing where nothing is rewritten."""
+    names = NOT_PLANNED.get(mode or "", ())
+    given = [n for n in names if str(context.get_parameter_source(n)).endswith("COMMANDLINE")]
+    if given:
+        shown = ", ".join("--" + n.replace("_", "-") for n in given)
+        console.print(f"note: with --{mode}, nothing comes of {shown}".replace("_", "-"))
 
 
 @app.command()

@@ -41,6 +41,7 @@ class Compilation:
     which single entries were set to zero (bool, True where they stay), by name in the program as it
     stands; training keeps them zero. `teacher`: the user's model, as it was handed in. `earlier`:
     the milder compilation of the same graph that this one continues; `round`: how many that makes.
+    `unscored`: dimensions that a later round knows nothing of and leaves as they are.
     `room`: how much a target of parameters or bytes leaves for what a repair adds, (unit, amount).
     """
 
@@ -66,6 +67,7 @@ class Compilation:
         self.earlier: Compilation | None = None
         self.round = 1
         self.room: tuple[str, float] | None = None
+        self.unscored: set[str] = set()
 
     def drop(self, drops: Sequence[Drop]) -> None:
         """Drop branches of `graph`: it is another one from then on, and the plan says so; what is

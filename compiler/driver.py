@@ -9,15 +9,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from .capture.batches import to_device, unlabelled
 from .capture.capture import capture
+from .digest import content_digest
 from .emit.replay import computed
 from .errors import PlanError, QualityError, TargetError
 from .inference.graph import Graph
 from .measure.model_timing import compare_modules
 from .passmanager import Callback, Pass, PassManager
+from .processes import on_first
 from .recipe import build_pipeline, read_recipe
 from .result import Result
 from .resume import resumable
@@ -62,7 +65,8 @@ def compile(
     the one before left, by scores of that, towards the original. What drops branches by a ratio of
     its own takes part in the first.
     `checkpoint`: a directory by which the same call goes on where it was killed: the plan of each
-    round is kept there, and the state of training.
+    round is kept there, and the state of training. Under `torchrun` every process makes the call;
+    what is measured is measured by the first.
     `device`: compile on this device (a copy of the model is moved there). `recipe`: a TOML list of
     passes; `options`: per pass name, options that win over the recipe's. `measure`: time original
     and result side by side.
@@ -96,16 +100,28 @@ def compile(
             mode=mode,
         )
         entries, result = read_recipe(recipe), None
+        shapes = [
+            [list(t.shape), str(t.dtype)]
+            for t in pytree.tree_leaves((call, kwargs))
+            if isinstance(t, Tensor)
+        ]
+        identity = {
+            "target": dataclasses.asdict(target),
+            "rounds": rounds,
+            "capture": [outputs, untie_tables, mode, shapes],
+            "calibration": content_digest(held) if checkpoint is not None else "",
+        }
         notes: list[str] = []
-        for step in _targets(target, rounds, graph):
+        goals = _targets(target, rounds, graph)
+        for step in goals:
             supplies = {"target": step, "train": train, "calibration": held, "device": device}
             supplies["checkpoint"] = checkpoint
             passes, notes = build_pipeline(entries, supplies, options)
             if rounds > 1:
-                passes = _of_round(passes, first=result is None)
+                passes = _of_round(passes, result is None, step is goals[-1])
             if checkpoint is not None:
                 number = 1 if result is None else result.state.round + 1
-                passes = resumable(passes, pathlib.Path(checkpoint), number, step, subject)
+                passes = resumable(passes, pathlib.Path(checkpoint), number, subject, identity)
             result = PassManager(passes, callback).run(graph, held, start=result)
         assert result is not None
         result.report.target = str(target)
@@ -127,23 +143,35 @@ def _targets(target: Target, rounds: int, graph: Graph) -> list[Target]:
     if rounds == 1 or target.kind != "latency_ms":
         return round_targets(target, rounds)
     program, source = graph.program, graph.source
-    timed = compare_modules(
-        source,
-        source,
-        program.args,
-        program.kwargs,
-        runtime=target.runtime,
-        device=program.device(),
-        batch=target.batch,
-    )
-    return round_targets(target, rounds, timed.before.median_ms)
+
+    def original_ms() -> float:
+        return compare_modules(
+            source,
+            source,
+            program.args,
+            program.kwargs,
+            runtime=target.runtime,
+            device=program.device(),
+            batch=target.batch,
+        ).before.median_ms
+
+    return round_targets(target, rounds, on_first(original_ms, program.device()))
 
 
-def _of_round(passes: list[Pass], first: bool) -> list[Pass]:
-    """The passes of one of several rounds. Raises PlanError where none takes the target."""
+def _of_round(passes: list[Pass], first: bool, last: bool) -> list[Pass]:
+    """The passes of one of several rounds: what drops branches takes part in the first, what sets
+    single weights to zero in the last. Raises PlanError for what rounds cannot do."""
     if not any(hasattr(step, "target") for step in passes):
         raise PlanError("rounds go towards the target, and no pass of the recipe takes it.")
-    return [step for step in passes if first or "dropped" not in step.provides]
+    if any(getattr(step, "gradual", None) is not None for step in passes):
+        raise PlanError(
+            "gradual masks the full-size model, and rounds go on from a smaller one: leave one out."
+        )
+    return [
+        step
+        for step in passes
+        if (first or "dropped" not in step.provides) and (last or "sparse" not in step.provides)
+    ]
 
 
 def _measure(result: Result, target: Target) -> None:

@@ -6,53 +6,66 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from .compilation import Compilation
+from .digest import content_digest
 from .errors import PlanError
 from .passmanager import Pass, PassResult
 from .plan import Plan
+from .processes import on_first
 from .report import Aim, BranchReport
-from .target import Target
 
 _FILE = "plan.json"
 _IN_ROUND = "round-{}"
 
 
 def resumable(
-    passes: Sequence[Pass], directory: pathlib.Path, number: int, target: Target, model: nn.Module
+    passes: Sequence[Pass],
+    directory: pathlib.Path,
+    number: int,
+    model: nn.Module,
+    identity: Mapping[str, Any],
 ) -> list[Pass]:
     """The passes of a round, by which its plan is kept in the directory; where it is there, those
     that would make it are left out. What is measured need not come out the same a second time.
 
-    Raises PlanError for a directory with the plan of another compile. A pipeline that sets single
-    weights to zero keeps no plan.
+    `identity`: by what, besides passes and model, this compile is told from others. Raises
+    PlanError for a directory with the plan of another. A pipeline that sets single weights to zero
+    keeps no plan.
     """
     first = next((i for i, step in enumerate(passes) if "dense" in step.provides), len(passes))
     planning, rest = list(passes[:first]), list(passes[first:])
     if not rest or any("sparse" in step.provides for step in planning):
         return list(passes)
-    own = directory if number == 1 else directory / _IN_ROUND.format(number)
-    identity = {
-        "target": str(target),
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    own = {
+        **identity,
         "passes": [[step.name, step.options()] for step in planning],
-        "model": _summary(model),
+        "model": content_digest(tensors),
     }
-    place = own / _FILE
-    if not place.is_file():
-        return [*planning, _KeepPlan(place, identity), *rest]
-    found = json.loads(place.read_text(encoding="utf-8"))
-    identity = json.loads(json.dumps(identity, default=str))
-    if found["identity"] != identity:
-        other = [key for key in identity if found["identity"].get(key) != identity[key]]
+    own = json.loads(json.dumps(own, default=str))
+    place = directory / _FILE if number == 1 else directory / _IN_ROUND.format(number) / _FILE
+    device = next((t.device for t in tensors.values()), torch.device("cpu"))
+    found = on_first(lambda: _read(place), device)
+    if found is None:
+        return [*planning, _KeepPlan(place, own), *rest]
+    if found["identity"] != own:
+        other = [key for key in own if found["identity"].get(key) != own[key]]
         raise PlanError(
             f"{directory} holds another compile (it differs in {', '.join(other)}): give another "
-            "checkpoint directory, or remove this one."
+            "checkpoint directory, or remove this one; calibration data that are drawn at random "
+            "need a seed."
         )
     return [_KnownPlan(found), *rest]
+
+
+def _read(place: pathlib.Path) -> Any:
+    return json.loads(place.read_text(encoding="utf-8")) if place.is_file() else None
 
 
 @dataclasses.dataclass
@@ -64,17 +77,25 @@ class _KeepPlan(Pass):
     name: ClassVar[str] = "keep-plan"
 
     def run(self, state: Compilation) -> PassResult:
+        scores = state.scores or {}
         data = {
             "identity": self.identity,
             "plan": state.plan.to_json(),
             "aim": None if state.aim is None else dataclasses.asdict(state.aim),
             "branches": [dataclasses.asdict(b) for b in state.branches.values()],
             "notes": state.notes,
+            "room": state.room,  # for the biases of a repair
+            # the order in which a mask grows
+            "scores": {n: scores[n].tolist() for n in state.plan.kept if n in scores},
         }
-        self.place.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self.place.with_suffix(".part")
-        scratch.write_text(json.dumps(data, default=str), encoding="utf-8")
-        os.replace(scratch, self.place)
+
+        def write() -> None:
+            self.place.parent.mkdir(parents=True, exist_ok=True)
+            scratch = self.place.with_suffix(".part")
+            scratch.write_text(json.dumps(data, default=str), encoding="utf-8")
+            os.replace(scratch, self.place)
+
+        on_first(write, state.graph.program.device())
         return PassResult(False, f"kept in {self.place.parent.name}")
 
     def options(self) -> dict[str, Any]:
@@ -93,6 +114,8 @@ class _KnownPlan(Pass):
         plan = Plan.from_json(self.found["plan"])
         state.drop(plan.dropped[len(state.plan.dropped) :])
         state.plan.kept = plan.kept
+        state.scores = {name: torch.tensor(own) for name, own in self.found["scores"].items()}
+        state.room = None if self.found["room"] is None else tuple(self.found["room"])
         state.aim = None if self.found["aim"] is None else Aim(**self.found["aim"])
         state.branches = {b["name"]: BranchReport(**b) for b in self.found["branches"]}
         state.notes += [note for note in self.found["notes"] if note not in state.notes]
@@ -100,9 +123,3 @@ class _KnownPlan(Pass):
 
     def options(self) -> dict[str, Any]:
         return {}
-
-
-def _summary(model: nn.Module) -> list[list[Any]]:
-    """By which another model, or other weights, are told: shapes, and what the entries sum to."""
-    tensors = (*model.named_parameters(), *model.named_buffers())
-    return [[name, list(t.shape), float(t.detach().double().sum())] for name, t in tensors]

@@ -88,8 +88,9 @@ def take_scores(state: Compilation, smaller: Compilation) -> None:
         scores = sum((smaller.scores[s].cpu() for s in own), torch.zeros(len(stay)))
         state.scores[name] = torch.full((d.size,), GONE, dtype=scores.dtype)
         state.scores[name][stay] = scores if own else torch.ones_like(scores)
-        if not own and len(stay) < d.size:
-            state.notes.append(f"'{name}' was cut before and has no score now: it stays as it is")
+        if not own:
+            state.unscored.add(name)
+            state.notes.append(f"'{name}' has no score in the smaller model: it stays as it is")
         known = [s for s in own if s in (smaller.errors or {})]
         if state.errors is not None and known:
             state.errors[name] = _widened(
@@ -106,17 +107,26 @@ def _widened(curves: list[Tensor], size: int) -> Tensor:
 
 @torch.no_grad()
 def carry_weights(state: Compilation) -> None:
-    """Give the dense model the weights that the earlier result has; what the rewrite or a repair
-    added to that (biases, constants) goes on where it has the same shape."""
+    """Give the dense model the weights that the earlier result has, with what branches dropped
+    since then have added to them; what the rewrite added (constants) goes on where it has the same
+    shape."""
     earlier = state.earlier
     if earlier is None:
         return
     assert state.dense is not None
     assert earlier.dense is not None
     before, now = earlier.dense.program.tensors, state.dense.program.tensors
-    for name in cut_into(state, at_full_size(earlier)):
-        if name in before and now[name].is_floating_point():
-            if now[name].shape == before[name].shape:
+    whole, former = state.graph.program.tensors, earlier.graph.program.tensors
+    full = at_full_size(earlier)
+    for name in full.keys() & whole.keys() & former.keys():
+        if whole[name].data_ptr() != former[name].data_ptr():  # a bias that took a branch's mean
+            full[name] = full[name] + (whole[name] - former[name]).detach()
+    for name in cut_into(state, full):
+        same = name in before and now[name].shape == before[name].shape
+        if same and now[name].is_floating_point():
+            if name in whole and name not in former:  # made for a mean, where a repair had one too
+                now[name].detach().add_(before[name])
+            else:
                 now[name].detach().copy_(before[name])
 
 

@@ -16,6 +16,7 @@ from ..compiler.measure.cost import cost
 from ..compiler.passmanager import Pass, PassResult
 from ..compiler.processes import on_first
 from ..compiler.report import Aim
+from ..compiler.rewrite.correspondence import inherited
 from ..compiler.rewrite.selection import as_patterns, matches, one_factor_each, require_matches
 from ..compiler.rounds import sizes_left
 from ..compiler.target import Target
@@ -192,6 +193,7 @@ class AllocateWidths(Pass):
         share = self.method == "share" or one
         left = sizes_left(state)
         lowest = {d.name: lowest_width(d, self._floor(d), self.round_to) for d in dimensions}
+        lowest.update((name, left[name]) for name in state.unscored & lowest.keys())
         return Solver(
             dimensions,
             {name: min(low, left[name]) for name, low in lowest.items()},
@@ -246,14 +248,36 @@ class AllocateWidths(Pass):
 
 
 def _counted(state: Compilation, solver: Solver, target: Target) -> Reached:
-    """Counts are exact, so what is predicted is what comes out."""
+    """Counts are exact, so what is predicted is what comes out. Biases that are made for the means
+    of dropped branches are counted once it is known where they go."""
     chosen = [d.var for d in solver.dimensions if d.var is not None]
     nesting = solver.depth.nesting if solver.depth is not None else None
     model = counted(state.graph, target.kind, chosen, nesting)
     full = max(counted(state.graph.whole, target.kind, []).total(), 1)
-    found = solver.within(model, full * target.value)
+    limit = budget = full * target.value
+
+    def total_of(allocation: Allocation) -> float:
+        if target.kind == "macs" or not allocation.dropped:
+            return solver.cost(model, allocation)
+        return _with_means(state, solver, target.kind, allocation)
+
+    while (found := solver.within(model, limit)) is not None:
+        over = total_of(found) - budget
+        if over <= 0 or not found.dropped:
+            break
+        limit -= over
     allocation = found if found is not None else solver.smallest()
-    total = solver.cost(model, allocation)
+    total = total_of(allocation)
     if target.kind in ("params", "bytes"):
-        state.room = target.kind, max(0.0, full * target.value - total)
+        state.room = target.kind, max(0.0, budget - total)
     return Reached(allocation, found is not None, total / full)
+
+
+def _with_means(state: Compilation, solver: Solver, unit: str, allocation: Allocation) -> float:
+    """The count of the graph without the dropped branches, with what stands in for them."""
+    graph = state.graph
+    if solver.depth is not None and allocation.dropped:
+        graph = solver.depth.without(graph, allocation.dropped)
+    widths = inherited(state.graph, graph, allocation.widths)
+    sizes: dict[Any, int] = {graph.dimensions[name].var: width for name, width in widths.items()}
+    return float(getattr(cost(graph, sizes), unit))

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from ..compiler.capture.batches import Device
+from ..compiler.digest import content_digest
 from ..compiler.passmanager import Pass, PassResult
 from .distillation.borrowed import device_of, in_mode, on_device, refuse_shared, seeded, teacher_on
 from .distillation.features import Features, matched_paths
@@ -186,7 +187,8 @@ class Distill(Pass):
                     "the repair before Distill was lost: with gradual the weights come from the"
                     " full-size model; leave the repair out, or gradual"
                 )
-        return self._distil(state.model, state.teacher, paths, place, _fixed(state), grown)
+        planned = content_digest(state.plan.kept, [repr(drop) for drop in state.plan.dropped])
+        return self._distil(state.model, state.teacher, paths, place, _fixed(state), grown, planned)
 
     def train(self, student: nn.Module, teacher: nn.Module) -> PassResult:
         """Train any smaller model, in place, as `run` trains that of a compilation; values inside
@@ -204,9 +206,11 @@ class Distill(Pass):
         place: pathlib.Path | None,
         fixed: FixedMask,
         grown: GrowingMask | None = None,
+        planned: str = "",
     ) -> PassResult:
         """`paths`: modules whose values are matched. `place`: where checkpoints go. `fixed`: what
-        stays zero. `grown`: the full-size model that is trained first."""
+        stays zero. `grown`: the full-size model that is trained first. `planned`: by which
+        checkpoints of another plan are told."""
         started = time.perf_counter()
         refuse_shared(student, original)
         asked = teacher_on(original, self.device)
@@ -215,7 +219,7 @@ class Distill(Pass):
         objective = Objective(
             self.objective, self.temperature, self.alpha, self.embedding_loss, self.output
         )
-        parts = self, teacher, objective, inside
+        parts = self, teacher, objective, inside, planned
         with (
             in_mode(asked, training=False),
             outside.attached(asked),
@@ -308,7 +312,7 @@ def _fixed(state: Compilation) -> FixedMask:
     if not state.masks or state.dense is None:
         return FixedMask()
     tensors = state.dense.program.tensors
-    return FixedMask([(tensors[name].detach(), mask) for name, mask in state.masks.items()])
+    return FixedMask([(tensors[name], mask) for name, mask in state.masks.items()])
 
 
 def _mean(values: list[float]) -> float:

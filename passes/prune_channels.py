@@ -108,7 +108,7 @@ class PruneChannels(Pass):
         if state.widths is not None:  # allocation chose already; heads are PruneHeads' part
             return [d for d in free if d.name in state.widths and d.kind not in HEAD_KINDS]
         chosen = [d for d in free if (matches(d, include) if include else d.kind in DEFAULT_KINDS)]
-        chosen = [d for d in chosen if not matches(d, exclude)]
+        chosen = [d for d in chosen if not matches(d, exclude) and d.name not in state.unscored]
         if self.exact_only:
             chosen = [d for d in chosen if d.exact]
         return one_factor_each(chosen, list(state.plan.kept), include)

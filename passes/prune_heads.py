@@ -74,7 +74,8 @@ class PruneHeads(Pass):
         return PassResult(bool(removed), summary, {"removed": removed})
 
     def _chosen(self, state: Compilation) -> list[Dimension]:
-        heads = [d for d in state.graph.prunable.values() if d.kind in HEAD_KINDS]
+        free = [d for d in state.graph.prunable.values() if d.name not in state.unscored]
+        heads = [d for d in free if d.kind in HEAD_KINDS]
         include, exclude = as_patterns(self.include), as_patterns(self.exclude)
         require_matches(heads, include)
         kinds = {d.name: d.kind for d in heads}

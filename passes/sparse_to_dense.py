@@ -21,6 +21,7 @@ from ..compiler.rewrite.zero_branches import zero_branches
 from ..compiler.rounds import carry_weights
 from ..compiler.verify.prove import prove, verification_inputs
 from ..compiler.verify.structure import check_same, check_structure
+from .reconstruction.bias import carry_biases
 
 
 @dataclasses.dataclass
@@ -79,8 +80,9 @@ class SparseToDense(Pass):
             state.dense.module_reason += f"; {hint}" if hint else ""
         plan.backend = "module" if state.dense.module is not None else "graph"
         folded = folded_tensors(graph, program, dead.folds)
-        plan.constants = {n: program.tensors[n].detach().cpu() for n in folded}
+        plan.constants = {n: program.tensors[n].detach().cpu().clone() for n in folded}
         carry_weights(state)
+        carry_biases(state)
         details = self._details(state, dead) | {"zero branches": zero}
         return PassResult(True, self._summary(state), details)
 

@@ -214,6 +214,14 @@ def test_dry_run_counts_and_writes_nothing(run: Run) -> None:
     }
 
 
+def test_options_that_a_dry_run_does_not_read_are_named(run: Run) -> None:
+    said = run("compile", "@net", "--target", "params=0.5", "--dry-run", "--rounds", "2")
+    assert said.code == 0, said.err
+    assert "note: with --dry-run, nothing comes of --rounds" in said.out
+    said = run("compile", "@net", "--sweep", "params=0.7", "--emit", "onnx", "--steps", "3")
+    assert "note: with --sweep, nothing comes of --emit, --steps" in said.out
+
+
 @pytest.mark.usefixtures("quick")
 def test_emit_writes_onnx_too_and_times_it(run: Run) -> None:
     said = run("compile", "@net", "--target", "width=0.5", "--emit", "torch,onnx", "--out", "both")

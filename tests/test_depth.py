@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_allocation import deep_bert
-from tiny_models import IDS, comparison, parameters
+from tiny_models import IDS, comparison, parameters, tiny_llama
 from torch import nn
 
 from prunec import compiler, passes
@@ -186,6 +186,23 @@ def test_the_branch_without_effect_goes_before_widths(graph: Graph) -> None:
     assert kept and all(b.error is not None for b in kept)  # noqa: PT018
     without = compiled(graph, Target(macs=0.85), exact_only=True)
     assert not without.report.branches
+
+
+def test_means_that_take_a_bias_of_their_own_count_towards_the_target() -> None:
+    torch.manual_seed(0)
+    model = tiny_llama(num_hidden_layers=4)
+    ids = [{"input_ids": torch.randint(99, (4, 7))} for _ in range(3)]
+    graph = compiler.capture(model, kwargs=ids[0])
+    steps = [
+        passes.SecondOrderScore(progress=False),
+        passes.AllocateWidths(Target(params=0.7), depth=0.6, exact_only=True),
+        passes.PruneHeads(),
+        passes.PruneChannels(),
+        passes.SparseToDense(),
+    ]
+    report = compiler.PassManager(steps).run(graph, ids).report
+    assert any(b.reason == "its mean" for b in report.branches)
+    assert report.after.params <= 0.7 * report.before.params
 
 
 def test_exclude_and_the_share_bound_what_may_go(graph: Graph) -> None:

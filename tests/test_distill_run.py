@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from prunec import compiler, passes
+from prunec.passes.distillation.average import Average
 from prunec.passes.distillation.features import feature_loss
 from prunec.passes.distillation.losses import DistillError
+from prunec.passes.distillation.outputs import position_mask
 
 HERE = pathlib.Path(__file__).parent
 
@@ -38,6 +40,22 @@ def test_feature_loss_is_the_mean_of_normalised_squared_errors() -> None:
     assert loss is not None
     assert loss.item() == pytest.approx((4 / 1 + 3 / 3 + 0) / 3)
     assert feature_loss({"a": [torch.zeros(1, 5)]}, t, {}) is None  # another width is no pair
+
+
+def test_a_decoder_without_a_mask_counts_what_has_a_label() -> None:
+    hidden = torch.zeros(2, 3, 4)
+    seen = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    arguments = {
+        "attention_mask": seen,
+        "decoder_input_ids": torch.ones(2, 3),
+        "labels": torch.tensor([[5, -100, -100], [5, 5, 5]]),
+    }
+    mask = position_mask(arguments, hidden)
+    assert mask is not None
+    assert mask.tolist() == [[True, False, False], [True] * 3]
+    inside = position_mask(arguments, hidden, decoder=False)
+    assert inside is not None
+    assert inside.tolist() == seen.bool().tolist()
 
 
 def test_padding_does_not_count_in_features() -> None:
@@ -126,6 +144,34 @@ def test_a_run_that_only_gets_worse_changes_nothing() -> None:
     before = weights(student)
     distil(student, mlp(16), steps=2, metric=lambda _: next(values), evaluate_every=1)
     assert same(weights(student), before)
+
+
+def test_a_metric_may_run_the_original(tmp_path: pathlib.Path) -> None:
+    """What it runs is no target of the values inside, and does not get into what is cached."""
+    graph = compiler.capture(mlp(16), (X,))
+    values = iter(range(100))
+
+    def trained(**options: Any) -> nn.Module:
+        steps = [passes.MagnitudeScore(), passes.PruneChannels(ratio=0.5), passes.SparseToDense()]
+        train = passes.Distill([X, -X], steps=6, learning_rate=1e-2, progress=False, **options)
+        return compiler.PassManager([*steps, train]).run(graph).model
+
+    def metric(model: nn.Module) -> float:
+        graph.source(X + 1)
+        return next(values)
+
+    watched = {"metric": metric, "evaluate_every": 1}
+    plain = weights(trained())
+    assert same(plain, weights(trained(**watched)))
+    assert same(plain, weights(trained(**watched, teacher_cache=tmp_path)))
+
+
+def test_an_average_that_is_read_back_stays_where_it_is() -> None:
+    average = Average(0.5, [torch.ones(3)])
+    own = average.kept[0]
+    average.load_state_dict({"kept": [torch.full((3,), 2.0)]})
+    assert average.kept[0] is own
+    assert own.tolist() == [2.0] * 3
 
 
 def test_patience_ends_a_run() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
 from typing import Any
 
 import pytest
@@ -10,11 +9,12 @@ import torch
 from test_allocation import deep_bert
 from test_attention_scale import DefaultScale
 from tiny_models import IDS, IMAGES, parameters, small_cnn, tiny_bert, tiny_llama
+from torch import nn
 
 from prunec import compiler, passes
 from prunec.compiler import Target
 from prunec.compiler.errors import PlanError
-from prunec.compiler.rounds import GONE, round_targets, sizes_left
+from prunec.compiler.rounds import GONE, continue_from, round_targets, sizes_left, take_scores
 from prunec.compiler.weights import at_full_size, cut_into
 from prunec.passes.allocation.choice import loss_curve
 from prunec.passes.distillation.losses import DistillError
@@ -154,30 +154,6 @@ def test_drop_layers_takes_part_in_the_first_round_only(recipe: Any) -> None:
         compiler.compile(small_cnn(), IMAGES, target=Target(macs=0.4), rounds=2, recipe=fixed)
 
 
-def test_a_later_round_has_checkpoints_of_its_own(tmp_path: pathlib.Path) -> None:
-    data = images()
-    options = {
-        "steps": 3,
-        "progress": False,
-        "checkpoint": tmp_path / "run",
-        "checkpoint_every": 1,
-    }
-
-    def compiled() -> compiler.Result:
-        return compiler.compile(
-            small_cnn(), (IMAGES,), target=Target(macs=0.3), rounds=2, calibration=data,
-            train=data, measure=False, options={"distill": options},
-        )  # fmt: skip
-
-    first = compiled()
-    assert (tmp_path / "run" / "round-2" / "step-3").is_dir()
-    again = compiled()  # both rounds resume at their ends
-    trained = [p for p in again.report.passes if p.name == "distill"]
-    assert ["resumed at" in p.details for p in trained] == [True, True]
-    for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True):
-        assert torch.equal(a, b)
-
-
 def test_weights_come_back_from_full_size_as_they_were() -> None:
     graph = compiler.capture(DefaultScale().eval(), (torch.randn(2, 6, 10),))
     steps = [passes.MagnitudeScore(), passes.PruneChannels(ratio=0.5, include="head-dim")]
@@ -226,59 +202,96 @@ def test_removed_entries_weigh_nothing_and_go_first() -> None:
         assert curve[len(stay)] < 1e-12 < curve[len(stay) - 1]
 
 
-def test_a_compile_goes_on_where_it_was_killed(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = images()
-    asked = {"distill": {"steps": 3, "progress": False, "checkpoint_every": 1}}
+class NoBiases(nn.Module):
+    """Two linear layers without biases behind each other, beside a wide one."""
 
-    def compiled(place: pathlib.Path | None, target: Target = Target(macs=0.3)) -> compiler.Result:  # noqa: B008
-        return compiler.compile(
-            small_cnn(), (IMAGES,), target=target, rounds=2, calibration=data, train=data,
-            measure=False, options=asked, checkpoint=place,
-        )  # fmt: skip
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 24, bias=False)
+        self.second = nn.Linear(24, 16, bias=False)
+        self.third = nn.Linear(16, 4, bias=False)
 
-    whole = compiled(None)
-    place, steps = tmp_path / "run", []
-    original = passes.Distill.run
-
-    def killed(self: Any, state: Any) -> Any:
-        steps.append(state.round)
-        if len(steps) == 2:
-            raise KeyboardInterrupt
-        return original(self, state)
-
-    monkeypatch.setattr(passes.Distill, "run", killed)
-    with pytest.raises(KeyboardInterrupt):
-        compiled(place)
-    monkeypatch.setattr(passes.Distill, "run", original)
-
-    def never(self: Any, state: Any) -> Any:
-        raise AssertionError("planned again")
-
-    monkeypatch.setattr(passes.AllocateWidths, "run", never)
-    result = compiled(place)
-    assert result.plan.kept == whole.plan.kept
-    for a, b in zip(whole.model.parameters(), result.model.parameters(), strict=True):
-        assert torch.equal(a, b)
-    assert result.report.aim == whole.report.aim
-    names = [p.name for p in result.report.passes]
-    assert names.count("known-plan") == 2
-    with pytest.raises(PlanError, match=r"another compile \(it differs in target"):
-        compiled(place, Target(macs=0.4))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.third(torch.relu(self.second(torch.relu(self.first(x)))))
 
 
-def test_dropped_branches_are_in_the_plan_that_is_kept(tmp_path: pathlib.Path) -> None:
+def test_biases_that_a_repair_added_go_on() -> None:
+    torch.manual_seed(0)
+    x = [torch.randn(64, 6) for _ in range(4)]
+    graph = compiler.capture(NoBiases().eval(), (x[0],))
+    repair = passes.Reconstruct(x)
+    first = halve(graph, last=[repair])
+    assert first.report.passes[-1].details["biases added"] == ["second.bias", "third.bias"]
+    second = halve(graph, start=first, ratio=0.75)
+    bias = first.model.second.bias.detach()  # type: ignore[union-attr]
+    stay = [first.plan.kept["second:hidden"].index(i) for i in second.plan.kept["second:hidden"]]
+    assert torch.equal(second.model.second.bias, bias[stay])  # type: ignore[union-attr]
+    assert torch.equal(second.model.third.bias, first.model.third.bias)  # type: ignore[union-attr]
+    second.state.room = "params", 0.0
+    tight = compiler.Compilation(graph)
+    continue_from(tight, first.state)
+    tight.room = "params", 5.0  # enough for that of the last layer only
+    tight.scores = second.state.scores
+    tight.plan.kept = dict(second.plan.kept)
+    passes.SparseToDense().run(tight)
+    assert tight.dense is not None
+    assert [n for n in tight.dense.program.tensors if n.endswith("bias")] == ["third.bias"]
+    assert any("1 biases of an earlier round" in note for note in tight.notes)
+
+
+def test_the_mean_of_a_branch_that_a_later_round_drops_is_kept() -> None:
+    model = deep_bert()
+    graph = compiler.capture(model, kwargs={"input_ids": IDS})
     data = tokens()
+    drop = passes.DropLayers(count=1, unit="branch")
+    steps = [passes.MagnitudeScore(), passes.PruneChannels(ratio=0.5, exact_only=True)]
+    first = compiler.PassManager([*steps, passes.SparseToDense()]).run(graph, data)
+    steps[1] = passes.PruneChannels(ratio=0.75, exact_only=True)
+    second = compiler.PassManager([drop, *steps, passes.SparseToDense()]).run(
+        graph, data, start=first
+    )
+    assert any(b.reason == "its mean" for b in second.report.branches)
+    state = second.state
+    assert state.dense is not None
+    before, after = first.state.graph.program.tensors, state.graph.program.tensors
+    moved = [n for n in after if n in before and not torch.equal(after[n], before[n])]
+    assert moved
+    for name in moved:  # nothing was trained: what is there is the original's, and the mean
+        assert torch.allclose(state.dense.program.tensors[name], after[name], atol=1e-6), name
 
-    def compiled() -> compiler.Result:
-        return compiler.compile(
-            deep_bert(), kwargs={"input_ids": IDS}, target=Target(macs=0.6), calibration=data,
-            measure=False, options={"allocate-widths": {"depth": 0.5, "exact_only": True}},
-            checkpoint=tmp_path,
+
+def test_what_has_no_score_in_the_smaller_model_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = compiler.capture(small_cnn(), (IMAGES,))
+    first = halve(graph, ratio=0.25)
+    found = take_scores.__globals__["same_dimensions"]
+    unknown = "second:channel"
+
+    def forgotten(*args: Any) -> Any:
+        return {**found(*args), unknown: []}
+
+    monkeypatch.setitem(take_scores.__globals__, "same_dimensions", forgotten)
+    second = halve(graph, start=first, ratio=0.5)
+    assert second.plan.kept[unknown] == first.plan.kept[unknown]
+    assert any(f"'{unknown}' has no score" in note for note in second.report.notes)
+    target = passes.AllocateWidths(Target(width=0.5))
+    steps = [passes.MagnitudeScore(), target, passes.PruneChannels(), passes.SparseToDense()]
+    third = compiler.PassManager(steps).run(graph, start=first)
+    assert third.plan.kept[unknown] == first.plan.kept[unknown]
+
+
+def test_single_zeros_wait_for_the_last_round_and_gradual_is_refused(recipe: Any) -> None:
+    sparse = recipe(
+        '[[pass]]\nuse = "magnitude-score"\n[[pass]]\nuse = "allocate-widths"\n'
+        '[[pass]]\nuse = "prune-channels"\n[[pass]]\nuse = "sparse-to-dense"\n'
+        '[[pass]]\nuse = "sparsify-weights"\n'
+    )
+    result = compiler.compile(
+        small_cnn(), IMAGES, target=Target(macs=0.4), rounds=2, recipe=sparse, measure=False
+    )
+    assert [p.name for p in result.report.passes].count("sparsify-weights") == 1
+    data = images()
+    with pytest.raises(PlanError, match="gradual masks the full-size model"):
+        compiler.compile(
+            small_cnn(), IMAGES, target=Target(macs=0.4), rounds=2, train=data,
+            options={"distill": {"gradual": 0.5}},
         )  # fmt: skip
-
-    first, again = compiled(), compiled()
-    assert first.plan == again.plan
-    assert first.plan.dropped
-    assert [b.state for b in first.report.branches] == [b.state for b in again.report.branches]

@@ -45,7 +45,7 @@ def test_int8_is_smaller_and_close(tmp_path: pathlib.Path, mode: str) -> None:
     assert report.bytes < 0.5 * report.bytes_before
     assert report.bytes == (tmp_path / "int8.onnx").stat().st_size
     assert 0 < report.rms_error < 0.05
-    assert report.quantized >= (4 if mode == "static" else 2)
+    assert report.quantized == (4 if mode == "static" else 2)
     (found,) = OnnxSession(tmp_path / "int8.onnx").run({"input": IMAGES[0]})
     error = (found - model(IMAGES[0])).norm() / model(IMAGES[0]).norm()
     assert 0 < float(error) < 0.05

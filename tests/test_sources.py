@@ -190,6 +190,8 @@ def test_exported_program_with_its_own_inputs_or_others(tmp_path: Path) -> None:
     torch.export.save(program, path)
     assert runs(resolve_model(str(path))) == (3, 2)
     assert runs(resolve_model(str(path), input_spec=["4"], batch=5)) == (5, 2)
+    source = resolve_model(str(path))
+    assert not source.model.train().eval().training  # torch makes both of them raise
     path.write_bytes(b"not a program")
     with pytest.raises(SourceError, match=r"torch\.export cannot read"):
         resolve_model(str(path))

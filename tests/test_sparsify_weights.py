@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from prunec import compiler, passes
 from prunec.compiler import Result
 from prunec.compiler.errors import PlanError
+from prunec.passes.distillation.masks import FixedMask
 from prunec.passes.sparsify_weights import smallest, two_of_four
 
 X = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
@@ -95,6 +96,15 @@ def test_zeros_stay_through_cutting_and_training(first: bool) -> None:
             assert new.weight[old.weight == 0].eq(0).all()
             assert not torch.equal(old.weight, new.weight)
             assert float((new.weight == 0).double().mean()) > 0.3
+
+
+def test_zeros_stay_in_memory_that_is_lent() -> None:
+    weight = nn.Parameter(torch.ones(2, 3))
+    mask = torch.tensor([[True, False, True]] * 2)
+    held = FixedMask([(weight, mask)])
+    weight.data = torch.full((2, 3), 2.0)  # as `on_device` moves it
+    held.hold(1.0)
+    assert weight.tolist() == [[2, 0, 2]] * 2
 
 
 def test_the_pattern_is_kept_to_where_it_fits() -> None:

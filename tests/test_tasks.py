@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,7 @@ def test_texts_are_cut_and_padded_as_asked(tmp_path: Path) -> None:
             assert part["attention_mask"].sum() in (1, 5)
 
 
-def test_samples_are_drawn_at_random_and_shuffled_only_with_a_seed(tmp_path: Path) -> None:
+def test_samples_are_drawn_at_random_and_shuffled_when_asked(tmp_path: Path) -> None:
     source = text_source(transformers.BertModel)
     path = written(tmp_path, [{"text": " ".join("a" * (i + 1))} for i in range(8)])
 
@@ -180,12 +181,12 @@ def test_samples_are_drawn_at_random_and_shuffled_only_with_a_seed(tmp_path: Pat
         batches = load_data(path, source, batch_size=1, **options)
         return [int(b["attention_mask"].sum()) for b in batches]
 
-    assert lengths(max_samples=3) == [1, 2, 3]
-    drawn = lengths(max_samples=3, seed=0)
-    assert sorted(drawn) != [1, 2, 3]
-    loader = read(path, source, batch_size=1, max_samples=3, seed=0)
-    assert sorted(int(b["attention_mask"].sum()) for b in loader) == sorted(drawn)
-    whole = read(path, source, batch_size=1, seed=0)
+    drawn = lengths(max_samples=3)
+    assert drawn == sorted(drawn) != [1, 2, 3]
+    loader = read(path, source, batch_size=1, max_samples=3, shuffle=True)
+    assert sorted(int(b["attention_mask"].sum()) for b in loader) == drawn
+    assert lengths(max_samples=3, seed=1) != drawn
+    whole = read(path, source, batch_size=1, shuffle=True)
     first, second = ([int(b["attention_mask"].sum()) for b in whole] for _ in range(2))
     assert sorted(first) == sorted(second) == list(range(1, 9))
     assert first != second
@@ -289,11 +290,82 @@ def test_images_go_through_the_processor_and_by_split(tmp_path: Path) -> None:
     table = tmp_path / "rows.csv"
     table.write_text("image,label\nvalidation/dark/0.png,dark\n")
     assert load_data(str(table), source)[0]["labels"].tolist() == [1]
-    (root / "validation" / "other").mkdir()
     (root / "validation" / "light").rename(root / "validation" / "bright")
     other = Source(vit(num_labels=3), (), pixels, "transformers", "vit", processor)
-    with pytest.raises(SourceError, match="the model has 3 others"):
+    with pytest.raises(SourceError, match=r"2 classes \(bright, dark\), and the model has 3"):
         read(str(root), other, split="validation")
+
+
+def test_classes_are_those_of_all_folders_whatever_is_drawn(tmp_path: Path) -> None:
+    root = picture_folder(tmp_path, "train")
+    shutil.copytree(root / "train" / "light", root / "test" / "light")
+    source = Source(Pictures().eval(), (torch.randn(2, 3, 8, 8),), {}, "factory", "m:f")
+    (batch,) = load_data(str(root), source, split="test")
+    assert batch[1].tolist() == [1, 1, 1]  # as in training, though "dark" has no image here
+    shutil.copytree(root / "train" / "light", root / "train" / "medium")
+    with pytest.raises(SourceError, match=r"3 classes .* and the model has 2: name the folders"):
+        read(str(root), source, max_samples=1)
+
+
+def test_a_table_in_a_directory_goes_before_its_images(tmp_path: Path) -> None:
+    root = picture_folder(tmp_path, "images")
+    rows = "\n".join(f"images/dark/{i}.png,{i}" for i in range(2))
+    (root / "train.csv").write_text(f"image,label\n{rows}\n")
+    source = Source(Pictures().eval(), (torch.randn(2, 3, 8, 8),), {}, "factory", "m:f")
+    ((pixels, labels),) = load_data(str(root), source)
+    assert (len(pixels), labels.tolist()) == (2, [0, 1])
+    many = text_source(transformers.BertForSequenceClassification, num_labels=12)
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "train.csv").write_text("text,label\na,10\nb,2\nc,3\n")
+    assert load_data(str(texts), many)[0]["labels"].tolist() == [10, 2, 3]
+
+
+def test_a_split_that_is_not_there_is_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = text_source(transformers.BertModel)
+    path = written(tmp_path, [{"text": "a b"}])
+    folder = picture_folder(tmp_path / "pictures")
+    (tmp_path / "one").mkdir()
+    written(tmp_path / "one", [{"text": "a b"}], "train.jsonl")
+    (tmp_path / "texts_of.py").write_text("def texts():\n    return ['a b']\n")
+    monkeypatch.chdir(tmp_path)
+    images = Source(Pictures().eval(), (torch.randn(2, 3, 8, 8),), {}, "factory", "m:f")
+    for name, own in ((path, source), (str(folder), images), ("one", source)):
+        assert load_data(name, own)
+        with pytest.raises(SourceError, match="no split 'test'"):
+            read(name, own, split="test")
+    assert load_data("texts_of:texts", source)
+    with pytest.raises(SourceError, match="takes no `split`"):
+        read("texts_of:texts", source, split="test")
+
+
+def test_pairs_come_with_their_segments(tmp_path: Path) -> None:
+    source = text_source(transformers.BertForSequenceClassification)
+    made = source.processor
+    made.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    alone = load_data(written(tmp_path, [{"text": "a b"}], "alone.jsonl"), source)
+    assert "token_type_ids" not in alone[0]
+    pair = {"sentence1": "a b", "sentence2": "c", "label": 1}
+    (batch,) = load_data(written(tmp_path, [pair]), source)
+    assert source.kwargs["token_type_ids"].tolist() == [[0, 0, 1, 1]] * 2
+    assert batch["token_type_ids"].shape == batch["input_ids"].shape
+    compiler.capture(source.model, kwargs=source.kwargs)
+
+
+def test_real_values_are_real_in_every_batch(tmp_path: Path) -> None:
+    stars = [{"text": "a b", "label": "4"}, {"text": "c", "label": "4.5"}]
+    source = text_source(transformers.BertForSequenceClassification)
+    parts = load_data(written(tmp_path, stars), source, batch_size=1)
+    assert {p["labels"].dtype for p in parts} == {torch.float32}
+    one = text_source(transformers.BertForSequenceClassification, num_labels=1)
+    whole = written(tmp_path, [{"text": "a", "label": i} for i in range(3)], "whole.jsonl")
+    batches = load_data(whole, one)
+    assert batches[0]["labels"].dtype == torch.float32
+    assert metric_for("text-classification", batches, one.model).name == "R2"
+    named = written(tmp_path, [{"text": "a", "label": "1.0"}], "named.jsonl")
+    assert load_data(named, source)[0]["labels"].tolist() == [1]
 
 
 def test_what_is_no_image_is_named(tmp_path: Path) -> None:
@@ -317,6 +389,12 @@ def test_metrics_without_classes() -> None:
     free = metric_for("feature-extraction", [x], model)
     assert free.name == "cosine"
     assert free(model) == pytest.approx(1)
-    wrong = metric_for("text-classification", [(x, torch.zeros(16, 3, dtype=torch.long))], model)
+    hidden = metric_for("text-classification", [(x, torch.zeros(16, dtype=torch.long))], model)
+    assert hidden.name == "R2"  # one value has no largest
+    short = metric_for("text-classification", [(x, torch.zeros(16, 2))], model)
+    with pytest.raises(SourceError, match="are no real values"):
+        short(model)
+    two = nn.Linear(4, 2)
+    wrong = metric_for("text-classification", [(x, torch.zeros(16, 3, dtype=torch.long))], two)
     with pytest.raises(SourceError, match="are no classes for outputs"):
-        wrong(model)
+        wrong(two)

@@ -21,6 +21,7 @@ from ..recipe import build_pipeline, read_recipe
 from ..sources.data import load_data
 from ..sources.evaluation import metric_for
 from ..sources.model import Source, import_factory
+from ..sources.rows import TRAIN
 from ..sources.tasks import named_task
 from ..sweep import sweep
 from ..target import Target
@@ -92,6 +93,7 @@ def compile_command(options: CompileOptions, console: Console) -> None:
         return
     data = _data(options, source)
     train = data if options.steps != 0 else None
+    evaluate = _evaluate(options, source, console)
     result = compile(
         source.model,
         source.args,
@@ -101,7 +103,7 @@ def compile_command(options: CompileOptions, console: Console) -> None:
         untie_tables=options.untie_tables,
         calibration=unlabelled(data),
         train=train,
-        evaluate=_evaluate(options, source),
+        evaluate=evaluate,
         floor=options.floor,
         rounds=options.rounds,
         checkpoint=options.checkpoint,
@@ -127,16 +129,16 @@ def _sweep(options: CompileOptions, console: Console) -> None:
     """Several targets from one set of scores: sweep.json and sweep.png in the directory."""
     targets = Target.parse_several(options.sweep or "", options.runtime, options.batch)
     source = open_model(options.model, options.inputs)
-    model = source.model if options.device is None else source.model.to(options.device)
+    data, evaluate = _data(options, source), _evaluate(options, source, console)
     found = sweep(
-        model,
+        source.model.to(options.device),
         to_device(tuple(source.args or ()), options.device),
         kwargs=to_device(dict(source.kwargs or {}), options.device),
         targets=targets,
         outputs=options.outputs,
         untie_tables=options.untie_tables,
-        calibration=unlabelled(_data(options, source)),
-        evaluate=_evaluate(options, source),
+        calibration=unlabelled(data),
+        evaluate=evaluate,
         recipe=options.recipe,
         options={k: v for k, v in _pass_options(options).items() if k != "distill"},
         callback=lambda row: console.print(f"{row.asked}: {row.failed or 'done'}", markup=False),
@@ -165,11 +167,11 @@ def _data(options: CompileOptions, source: Source) -> Iterable[Any] | None:
     """DATA in another order each epoch."""
     if options.data is None:
         return None
-    return _read(options, source, options.data, options.split, SEED)
+    return _read(options, source, options.data, options.split, shuffle=True)
 
 
 def _read(
-    options: CompileOptions, source: Source, spec: str, split: str, seed: int | None
+    options: CompileOptions, source: Source, spec: str, split: str, shuffle: bool = False
 ) -> Iterable[Any]:
     columns: dict[str, str] = {}
     for entry in options.columns or ():
@@ -187,11 +189,14 @@ def _read(
         columns=columns,
         max_length=options.max_length,
         pad_to=options.pad_to,
-        seed=seed,
+        seed=SEED,
+        shuffle=shuffle,
     )
 
 
-def _evaluate(options: CompileOptions, source: Source) -> Callable[[nn.Module], Any] | None:
+def _evaluate(
+    options: CompileOptions, source: Source, console: Console
+) -> Callable[[nn.Module], Any] | None:
     """The user's function, or the metric of the task on the evaluation data."""
     spec, data = options.evaluate, options.eval_data or (options.eval_split and options.data)
     if spec is not None and data:
@@ -199,7 +204,12 @@ def _evaluate(options: CompileOptions, source: Source) -> Callable[[nn.Module], 
     if options.eval_split and not data:
         raise SourceError("--eval-split is a split of --data, or of --eval-data: give one.")
     if data:
-        batches = _read(options, source, data, options.eval_split or options.split, None)
+        split = options.eval_split or TRAIN
+        if (data, split) == (options.data, options.split):
+            console.print(
+                "note: original and result are judged on the data that they are made with"
+            )
+        batches = _read(options, source, data, split)
         task = named_task(options.task, source).name
         return metric_for(task, batches, source.model)
     if spec is None:
@@ -233,16 +243,16 @@ def _pass_options(options: CompileOptions) -> dict[str, dict[str, Any]]:
 
 def _dry_run(options: CompileOptions, source: Source, target: Target, console: Console) -> None:
     """Plan only: everything up to the rewrite."""
-    model = source.model.eval()
+    data = _data(options, source)
     graph = capture(
-        model,
-        source.args,
-        kwargs=source.kwargs,
+        source.model.to(options.device).eval(),
+        to_device(tuple(source.args or ()), options.device),
+        kwargs=to_device(dict(source.kwargs or {}), options.device),
         outputs=options.outputs,
         untie_tables=options.untie_tables,
     )
     entries = read_recipe(options.recipe)
-    calibration = unlabelled(_data(options, source)) or None
+    calibration = to_device(unlabelled(data), options.device) or None
     supplies = {"target": target, "train": None, "calibration": calibration, "device": None}
     passes, _ = build_pipeline(entries, supplies, _pass_options(options))
     planning = [step for step in passes if not {"dense"} & {*step.provides, *step.needs}]

@@ -16,9 +16,9 @@ from ..errors import SourceError
 from .image_folder import image_transform
 from .labels import as_tensor, row_labels
 from .model import Source, import_factory
-from .rows import Row, columns_of, read_rows, some_of
+from .rows import TRAIN, Read, Row, columns_of, read_rows, some_of
 from .tasks import find_columns, named_task
-from .tokenization import collator, encode, padding_tokenizer, token_limit
+from .tokenization import collator, encode, padding_tokenizer, take_segments, token_limit
 
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -48,7 +48,8 @@ def load_data(
     columns: Mapping[str, str] | None = None,
     max_length: int | None = None,
     pad_to: int | None = None,
-    seed: int | None = None,
+    seed: int = 0,
+    shuffle: bool = False,
 ) -> Iterable[Any]:
     """Read DATA into batches for `source.model`, which may be gone through again and again.
 
@@ -63,10 +64,10 @@ def load_data(
     file or id names that of the text; others are found by their usual names. Texts become dicts of
     tensors (batch, longest in the batch, or `pad_to`) by the model's tokenizer, cut to `max_length`
     tokens, images by its processor, opened as they are needed. There are `labels` where there is
-    such a column. `max_samples`: at most so many, drawn at random. `seed`: of that; with one the
-    samples come in another order each time, by torch's random numbers, else in their own, the first
-    ones. Raises SourceError, with the remedy, for data that is absent, empty or cannot be read, and
-    columns that do not exist.
+    such a column. `max_samples`: at most so many, drawn at random by the `seed`. `shuffle`: in
+    another order each time, by torch's random numbers. Where texts come in pairs and the model
+    takes `token_type_ids`, the source's example call gets them. Raises SourceError, with the
+    remedy, for data that is absent, empty or cannot be read, and columns that do not exist.
     """
     name, _, column = (spec, "", "") if Path(spec).exists() else spec.partition("#")
     named = dict(columns or {}) | ({"text": column} if column else {})
@@ -74,28 +75,29 @@ def load_data(
         made = _call_factory(name, split)
         if not (isinstance(made, Sequence) and made and isinstance(made[0], str)):
             return _take(name, made, batch_size, max_samples)
-        rows: Sequence[Row] = [{"text": text} for text in made]
+        read = Read([{"text": text} for text in made])
     else:
-        rows = read_rows(name, split)
-    rows = some_of(rows, max_samples, seed)
+        read = read_rows(name, split)
+    rows = some_of(read.rows, max_samples, seed)
     chosen = named_task(task, source)
     present = columns_of(rows)
     strings = [c for c in present if isinstance(rows[0].get(c), str)]
     found = find_columns(name, chosen, present, named, strings)
     for role, own in found.items():
         _require_filled(name, rows, own if role in chosen.needs else None)
-    folder = Path(name).is_dir()
     labels = (
-        row_labels(name, rows, found["label"], source.model, folder) if "label" in found else None
+        row_labels(name, rows, found["label"], source, read.classes) if "label" in found else None
     )
     if "image" in found:
-        dataset, collate = _images(rows, found["image"], labels, source, Path(name).parent)
+        dataset, collate = _images(rows, found["image"], labels, source, read.base)
     else:
         tokenizer = padding_tokenizer(source)
+        if "pair" in found:
+            take_segments(source, tokenizer)
         limit = token_limit(tokenizer, source.model, pad_to or max_length)
         dataset = _Samples(encode(rows, found, labels, chosen, tokenizer, limit))
         collate = collator(chosen, tokenizer, source, pad_to)
-    return DataLoader(dataset, batch_size, shuffle=seed is not None, collate_fn=collate)
+    return DataLoader(dataset, batch_size, shuffle=shuffle, collate_fn=collate)
 
 
 def _require_filled(name: str, rows: Sequence[Row], column: str | None) -> None:
@@ -133,9 +135,11 @@ def _images(
 
 def _call_factory(spec: str, split: str) -> Any:
     made = import_factory(spec)
-    if not callable(made):
-        return made
-    return made(split=split) if "split" in inspect.signature(made).parameters else made()
+    if callable(made) and "split" in inspect.signature(made).parameters:
+        return made(split=split)
+    if split != TRAIN:
+        raise SourceError(f"{spec} takes no `split`, and {split!r} was asked for: let it take one.")
+    return made() if callable(made) else made
 
 
 def _take(name: str, made: Any, batch_size: int, max_samples: int | None) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -25,7 +25,8 @@ class Metric:
 
     With labels: "accuracy" for classes (of samples or tokens), "log-likelihood" in nats a token
     where the model predicts its own input (causal and masked language models), "R2" for real
-    numbers. Without: "cosine", the mean cosine of the outputs with those of `original`.
+    numbers, and for models that give one. Without: "cosine", the mean cosine of the outputs with
+    those of `original`, padding left out.
 
     Raises SourceError where labels do not fit the model's outputs.
     """
@@ -38,11 +39,14 @@ class Metric:
     @functools.cached_property
     def name(self) -> str:
         """What the number is."""
+        place = next((p.device for p in self.original.parameters()), torch.device("cpu"))
         with torch.random.fork_rng(devices=[]):
-            labels = split_batch(next(iter(self.batches)))[2]
+            args, kwargs, labels = split_batch(next(iter(self.batches)), place)
         if labels is None:
             return "cosine"
-        if labels.is_floating_point():
+        with torch.no_grad(), eval_mode(self.original):
+            width = _first(self.original(*args, **kwargs)).shape[-1]
+        if labels.is_floating_point() or width == 1:
             return "R2"
         return "log-likelihood" if self.language else "accuracy"
 
@@ -60,11 +64,14 @@ class Metric:
                     there = next((p.device for p in self.original.parameters()), place)
                     own = split_batch(batch, there)
                     other = _first(self.original(*own[0], **own[1])).to(place)
+                    found, other = (_unpadded(x, kwargs) for x in (found, other))
                     same = F.cosine_similarity(found.flatten(1), other.flatten(1), dim=-1)
                     count, total = count + len(same), total + float(same.double().sum())
                     continue
                 assert labels is not None
                 if kind == "R2":
+                    if found.numel() != labels.numel():
+                        raise _unfit(found, labels, "real values")
                     pairs.append((found.flatten().double().cpu(), labels.flatten().double().cpu()))
                     continue
                 if self.causal:
@@ -94,11 +101,23 @@ def _first(outputs: Any) -> Tensor:
 
 def _alike(found: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     if found.shape[:-1] != labels.shape:
-        raise SourceError(
-            f"labels of shape {list(labels.shape)} are no classes for outputs of shape "
-            f"{list(found.shape)}: name the task or the label column, or give --evaluate."
-        )
+        raise _unfit(found, labels, "classes")
     return found.reshape(-1, found.shape[-1]), labels.reshape(-1)
+
+
+def _unfit(found: Tensor, labels: Tensor, what: str) -> SourceError:
+    return SourceError(
+        f"labels of shape {list(labels.shape)} are no {what} for outputs of shape "
+        f"{list(found.shape)}: name the task or the label column, or give --evaluate."
+    )
+
+
+def _unpadded(values: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+    """[B, S, D] values, zero where the attention mask is."""
+    mask = kwargs.get("attention_mask")
+    if isinstance(mask, Tensor) and values.dim() == 3 and mask.shape == values.shape[:2]:
+        return values * (mask > 0).unsqueeze(-1).to(values)
+    return values
 
 
 def metric_for(task: str, batches: Iterable[Any], original: nn.Module) -> Metric:

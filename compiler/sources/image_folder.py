@@ -38,6 +38,12 @@ def image_rows(folder: Path) -> Sequence[Mapping[str, Any]]:
     return rows
 
 
+def classes_of(folders: Sequence[Path]) -> list[str] | None:
+    """The names of the folders of images inside, in the order of the alphabet; None without."""
+    inside = {p.name for folder in folders for p in folder.iterdir() if p.is_dir()}
+    return sorted(inside) or None
+
+
 def image_transform(source: Source) -> Callable[[Any], Tensor]:
     """What turns an image (PIL, path, array or bytes) into a float tensor [C, H, W] for the model:
     its processor, else what timm says of it, torchvision's usual means, or, where nothing is known,

@@ -181,4 +181,7 @@ def _load_exported(path: Path) -> tuple[nn.Module, Arguments | None]:
             f"torch.export cannot read {path} ({cause(error)}): save it with torch.export.save."
         ) from error
     saved = program.example_inputs
-    return program.module(), (tuple(saved[0]), dict(saved[1])) if saved else None
+    module = program.module()
+    for refused in ("train", "eval"):  # torch puts what raises there; the graph has one mode anyway
+        vars(module).pop(refused, None)
+    return module, (tuple(saved[0]), dict(saved[1])) if saved else None

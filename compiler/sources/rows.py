@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,42 +12,55 @@ from typing import Any
 
 from ..cause import cause
 from ..errors import SourceError
-from .image_folder import has_images, image_rows
+from .image_folder import classes_of, has_images, image_rows
 
 Row = Mapping[str, Any]
+TRAIN = "train"  # what data without splits is taken for
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """Rows; the folder that paths in them start from; of images in folders, the classes."""
+
+    rows: Sequence[Row]
+    base: Path = Path()
+    classes: list[str] | None = None
+
+
 _SAVED = "state.json", "dataset_dict.json"  # what datasets writes by save_to_disk
-_NO_DATASETS = "datasets is not installed: pip install 'prunec[data]'."
 
 
-def read_rows(name: str, split: str) -> Sequence[Row]:
+def read_rows(name: str, split: str) -> Read:
     """The rows of a file, a directory or the id of a data set.
 
-    A directory holds a data set saved by `datasets`, images by class (`CLASS/image.png`, or the
-    same below a folder named as the split), or files named as the split (`train.csv`). Raises
-    SourceError for what is absent, empty or cannot be read.
+    A directory holds a data set saved by `datasets`, files named as the split (`train.csv`), or
+    images by class (`CLASS/image.png`, or the same below a folder named as the split). What has no
+    splits is all "train". Raises SourceError for what is absent, empty or cannot be read, and for
+    another split that is not there.
     """
     path = Path(name)
     rows: Any
     if path.is_file():
-        rows = _read_file(path)
+        if split not in (TRAIN, path.stem):
+            raise _no_split(name, split, "it is one file: name another by --eval-data")
+        rows = Read(_read_file(path), path.parent)
     elif path.is_dir():
         rows = _read_directory(path, split)
     elif path.suffix in READERS:
         raise SourceError(f"{name} does not exist: pass a {', '.join(READERS)} file.")
     else:
-        rows = _read_hub(name, split)
-    if not len(rows):
+        rows = Read(_read_hub(name, split))
+    if not len(rows.rows):
         raise SourceError(f"{name} holds no samples: pass a file or split that is not empty.")
     return rows
 
 
-def some_of(rows: Sequence[Row], count: int | None, seed: int | None) -> Sequence[Row]:
-    """At most `count` rows: drawn at random, since files are often sorted; with `seed` None the
-    first ones."""
+def some_of(rows: Sequence[Row], count: int | None, seed: int) -> Sequence[Row]:
+    """At most `count` rows in their order, drawn at random, since files are often sorted."""
     if count is None or count >= len(rows):
         return rows
-    chosen = range(count) if seed is None else random.Random(seed).sample(range(len(rows)), count)
-    return rows.select(list(chosen)) if hasattr(rows, "select") else [rows[i] for i in chosen]  # type: ignore[attr-defined]
+    chosen = sorted(random.Random(seed).sample(range(len(rows)), count))
+    return rows.select(chosen) if hasattr(rows, "select") else [rows[i] for i in chosen]  # type: ignore[attr-defined]
 
 
 def _read_text(path: Path) -> Sequence[Row]:
@@ -82,14 +96,21 @@ def _read_table(path: Path) -> Sequence[Row]:
 
 
 def _read_parquet(path: Path) -> Any:
-    try:
-        import datasets  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise SourceError(f"{path} is read by a package that is missing: {_NO_DATASETS}") from error
+    datasets = _library(f"{path} is read by a package that is missing")
     try:
         return datasets.Dataset.from_parquet(str(path))
     except Exception as error:  # pyarrow raises many kinds
         raise SourceError(f"{path} is no parquet file ({cause(error)}): write it again.") from error
+
+
+def _library(why: str) -> Any:
+    try:
+        import datasets  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise SourceError(
+            f"{why}: datasets is not installed: pip install 'prunec[data]'."
+        ) from error
+    return datasets
 
 
 READERS = {
@@ -114,18 +135,22 @@ def _read_file(path: Path) -> Any:
         raise SourceError(f"{path} is not {path.suffix} in UTF-8 ({error}): convert it.") from error
 
 
-def _read_directory(path: Path, split: str) -> Any:
+def _read_directory(path: Path, split: str) -> Read:
     if any((path / name).is_file() for name in _SAVED):
-        return _read_saved(path, split)
-    own = path / split
-    if has_images(own if own.is_dir() else path):
-        return image_rows(own if own.is_dir() else path)
+        return Read(_read_saved(path, split), path)
     files = sorted(p for p in path.iterdir() if p.suffix in READERS)
     named = [p for p in files if p.stem == split or p.stem.startswith(f"{split}-")]
     if len(named) > 1 and len({p.suffix for p in named}) == 1:
-        return [row for p in named for row in _read_file(p)]
-    if len(named) == 1 or len(files) == 1:
-        return _read_file((named or files)[0])
+        return Read([row for p in named for row in _read_file(p)], path)
+    if len(named) == 1:
+        return Read(_read_file(named[0]), path)
+    if has_images(path / split):
+        sides = [p for p in path.iterdir() if p.is_dir() and has_images(p)]
+        return Read(image_rows(path / split), classes=classes_of(sides))
+    if split == TRAIN and has_images(path):
+        return Read(image_rows(path), classes=classes_of([path]))
+    if split == TRAIN and len(files) == 1:
+        return Read(_read_file(files[0]), path)
     present = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
     raise SourceError(
         f"{path} holds {present}, and no split {split!r}: pass images in a folder for each class, "
@@ -134,23 +159,13 @@ def _read_directory(path: Path, split: str) -> Any:
 
 
 def _read_saved(path: Path, split: str) -> Any:
-    try:
-        import datasets  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise SourceError(
-            f"{path} was saved by a package that is missing: {_NO_DATASETS}"
-        ) from error
+    datasets = _library(f"{path} was saved by a package that is missing")
     found = datasets.load_from_disk(str(path))
     return _of_split(str(path), found, split)
 
 
 def _read_hub(name: str, split: str) -> Any:
-    try:
-        import datasets  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise SourceError(
-            f"{name} is no existing file, and for the id of a data set {_NO_DATASETS}"
-        ) from error
+    datasets = _library(f"{name} is no existing file, and the id of a data set needs a package")
     identifier, _, configuration = name.partition("@")
     try:
         return datasets.load_dataset(identifier, configuration or None, split=split)
@@ -161,8 +176,14 @@ def _read_hub(name: str, split: str) -> Any:
         ) from error
 
 
+def _no_split(name: str, split: str, why: str) -> SourceError:
+    return SourceError(f"{name} has no split {split!r}: {why}.")
+
+
 def _of_split(name: str, found: Any, split: str) -> Any:
     if not isinstance(found, Mapping):
+        if split != TRAIN:
+            raise _no_split(name, split, "it was saved as one: name another by --eval-data")
         return found
     if split not in found:
         raise SourceError(f"{name} has no split {split!r}: it has {', '.join(found)}.")

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import SourceError
@@ -109,6 +110,19 @@ def collator(task: Task, tokenizer: Any, source: Source, width: int | None) -> C
         return {k: v for k, v in batch.items() if k in accepted or k == "labels"}
 
     return collate
+
+
+def take_segments(source: Source, tokenizer: Any) -> None:
+    """Where the tokenizer tells the two texts of a pair apart and the model reads that, let the
+    example call have it too: a captured graph takes what that has."""
+    name = "token_type_ids"
+    ids = source.kwargs.get("input_ids")
+    takes = name in inspect.signature(source.model.forward).parameters
+    if takes and name in tokenizer.model_input_names and isinstance(ids, Tensor):
+        if name not in source.kwargs:
+            segments = torch.zeros_like(ids)
+            segments[..., ids.shape[-1] // 2 :] = 1
+            source.kwargs[name] = segments
 
 
 def accepted_inputs(source: Source) -> set[str]:

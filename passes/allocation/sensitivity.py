@@ -16,6 +16,7 @@ from ...compiler.inference.graph import Graph
 from ...compiler.rewrite.correspondence import inherited
 from ...compiler.rewrite.rewrite import rewrite
 from ...compiler.rewrite.selection import kept_count, lowest
+from ...compiler.rounds import sizes_left
 from ...compiler.verify.interpreter import ProgramInterpreter
 from ..calibration.consumers import Consumer
 from ..sensitivity.readings import find_readings
@@ -24,16 +25,16 @@ from .depth import Depth
 
 BATCHES = 2
 ROWS = 16  # of a batch, at most
-TRIED = 0.5  # of each dimension's entries, the lowest-scored, taken out to see what it does
+TRIED = 0.5  # of each dimension's entries; the lowest-scored others go, to see what that does
 RANGE = 100.0  # weights lie between 1 / RANGE and RANGE
 
 
 def sensitivities(
     state: Compilation, dimensions: Sequence[Dimension], curves: Mapping[str, np.ndarray]
 ) -> dict[str, float]:
-    """For each dimension the relative squared error of the outputs when half of it is gone, over
-    the error that this makes where it is read; on the first rows of calibration data, one run for
-    each dimension.
+    """For each dimension the relative squared error of the outputs when half of what is left of it
+    is gone, over the error that this makes where it is read; on the first rows of calibration data,
+    one run for each dimension.
 
     Means are put right in that run, as a repair does, and the error at the readers is measured, not
     taken from the curve, which has the rest of the repair in it. Of a dimension without error curve
@@ -51,10 +52,11 @@ def sensitivities(
         ProgramInterpreter(graph.program, node_hook=_kept(values, nodes))(batch)
         for batch, values in zip(batches, inside, strict=True)
     ]
+    left = sizes_left(state)
     for d in dimensions:
-        width = kept_count(d, TRIED)
+        width = kept_count(d, 1 - TRIED * left[d.name] / d.size)
         loss = float(curves[d.name][width])
-        if d.var is None or loss <= 0 or width == d.size:
+        if d.var is None or loss <= 0 or width >= left[d.name]:
             continue
         program = rewrite(graph, {d.var: _stay(state.scores[d.name], width)}, on_use=True)
         found: list[list[Any]] = []

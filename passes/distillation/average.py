@@ -40,4 +40,6 @@ class Average:
         return {"kept": self.kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.kept = list(state["kept"])
+        with torch.no_grad():
+            for own, kept in zip(self.kept, state["kept"], strict=True):
+                own.copy_(kept)  # what is read lies on the CPU

@@ -63,6 +63,16 @@ class Features:
     def __init__(self, paths: Sequence[str]) -> None:
         self.paths = list(paths)
         self.values: Values = {}
+        self.collecting = True
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Collect nothing inside."""
+        self.collecting = False
+        try:
+            yield
+        finally:
+            self.collecting = True
 
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[None]:
@@ -78,6 +88,8 @@ class Features:
                 hook.remove()
 
     def _keep(self, path: str, module: nn.Module, args: Any, output: Any) -> None:
+        if not self.collecting:
+            return
         if isinstance(output, Tensor) and output.is_floating_point() and output.ndim > 1:
             self.values.setdefault(path, []).append(output)
 
@@ -98,6 +110,6 @@ def feature_loss(student: Values, teacher: Values, arguments: Mapping[str, Any])
         for own, answer in zip(student.get(path, ()), answers, strict=False):
             if own.shape == answer.shape:
                 own, answer = classes_last(own), classes_last(answer.to(own.device))
-                mask = position_mask(arguments, own)
+                mask = position_mask(arguments, own, decoder="decoder" in path)
                 losses.append(embedding_loss(own, answer, "mse", mask=mask))
     return torch.stack(losses).mean() if losses else None

@@ -31,7 +31,7 @@ class Mask(Protocol):
 
 
 class FixedMask:
-    """Tensors, each with where it may differ from zero."""
+    """Tensors of the model, which may move, each with where it may differ from zero."""
 
     def __init__(self, masks: Sequence[tuple[Tensor, Tensor]] = ()) -> None:
         self.masks, self.empty = masks, not masks
@@ -39,7 +39,7 @@ class FixedMask:
     @torch.no_grad()
     def hold(self, along: float) -> None:
         for weight, mask in self.masks:
-            weight.mul_(mask)
+            weight.mul_(mask.to(weight.device))
 
 
 def share_masked(along: float) -> float:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .losses import DistillError
+from .losses import IGNORED, DistillError
 
 Which = str | int | Sequence[str | int] | None
 
@@ -64,13 +64,20 @@ def named_outputs(output: Any) -> dict[str, Tensor]:
     return dict(_walk(output, ""))
 
 
-def position_mask(arguments: Mapping[str, Any], output: Tensor) -> Tensor | None:
-    """The attention mask of `[B, S, D]` output, True at tokens; None where there is none.
+def position_mask(
+    arguments: Mapping[str, Any], output: Tensor, decoder: bool = True
+) -> Tensor | None:
+    """The attention mask of `[B, S, D]` values, True at tokens; None where there is none.
 
-    An encoder-decoder's output has the decoder's positions, and so its mask.
+    In an encoder-decoder, what the decoder gives, as the output, has its positions: where it is
+    given no mask, those with a label count. Values of its encoder: `decoder` False.
     """
     decodes = any(key.startswith("decoder_") for key in arguments)
-    mask = arguments.get("decoder_attention_mask" if decodes else "attention_mask")
+    mask = arguments.get("attention_mask")
+    if decodes and decoder:
+        mask, labels = arguments.get("decoder_attention_mask"), arguments.get("labels")
+        if mask is None and isinstance(labels, Tensor):
+            mask = labels != IGNORED
     if isinstance(mask, Tensor) and output.ndim == 3 and mask.shape == output.shape[:2]:
         return mask.to(output.device) > 0
     return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import pathlib
 import tempfile
@@ -11,11 +10,11 @@ from typing import Any
 
 import safetensors
 import torch
-import torch.utils._pytree as pytree
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ...compiler.capture.batches import to_device
+from ...compiler.digest import content_digest
 from .borrowed import device_of
 from .features import Features, Values
 from .outputs import named_outputs
@@ -40,16 +39,17 @@ class Teacher:
         self.model, self.features = model, features
         self.device = device_of(model)
         self.cache = None if cache is None else pathlib.Path(cache)
-        self._key = _fingerprint(model, features.paths) if cache is not None else b""
+        self._key = _fingerprint(model, features.paths) if cache is not None else ""
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Values]:
         """The model's output for a batch, and its features."""
-        place = (
-            None if self.cache is None else self.cache / f"{self._name(args, kwargs)}.safetensors"
-        )
+        place: pathlib.Path | None = None
+        if self.cache is not None:
+            place = self.cache / f"{content_digest(self._key, args, kwargs)}.safetensors"
         if place is not None and place.is_file():
             with contextlib.suppress(safetensors.SafetensorError):  # a broken file is made again
                 return _read(place, self.device)
+        self.features.take()  # of whatever else ran the model
         with torch.no_grad():
             answer = self.model(*to_device(args, self.device), **to_device(kwargs, self.device))
         features = self.features.take()
@@ -59,30 +59,10 @@ class Teacher:
         _write(place, outputs, features)
         return outputs, features
 
-    def _name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        digest = hashlib.sha256(self._key)
-        for leaf in pytree.tree_leaves((args, kwargs)):
-            if isinstance(leaf, Tensor):
-                digest.update(f"{leaf.dtype}{list(leaf.shape)}".encode())
-                digest.update(_bytes(leaf))
-            else:
-                digest.update(repr(leaf).encode())
-        digest.update(repr(sorted(kwargs)).encode())
-        return digest.hexdigest()[:32]
 
-
-def _fingerprint(model: nn.Module, paths: list[str]) -> bytes:
+def _fingerprint(model: nn.Module, paths: list[str]) -> str:
     """Of the teacher's weights and of what is read from it."""
-    digest = hashlib.sha256("\n".join(paths).encode())
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        digest.update(f"{name}{tensor.dtype}{list(tensor.shape)}".encode())
-        digest.update(_bytes(tensor))
-    return digest.digest()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    return content_digest(paths, dict(model.named_parameters()), dict(model.named_buffers()))
 
 
 def _write(place: pathlib.Path, outputs: dict[str, Tensor], features: Values) -> None:

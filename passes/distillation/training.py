@@ -75,9 +75,9 @@ class Training:
     """A run of `total` optimizer steps, or the part of one between two shares of them; the student
     is trained in place.
 
-    `mask`: what stays zero in it. `place`: where checkpoints go. `span`: where the part begins and
-    ends; one that does not end the run measures no metric and keeps no average. `progress`: the
-    run's up to there.
+    `planned`: tells checkpoints of one plan from another's. `mask`: what stays zero. `place`: where
+    checkpoints go. `span`: where the part begins and ends; one that does not end the run measures
+    no metric and keeps no average. `progress`: the run's up to there.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class Training:
         teacher: Teacher,
         objective: Objective,
         features: Features,
+        planned: str,
         student: nn.Module,
         mask: Mask,
         place: pathlib.Path | None = None,
@@ -93,7 +94,7 @@ class Training:
         progress: Progress | None = None,
     ) -> None:
         self.options, self.student, self.teacher = options, student, teacher
-        self.objective, self.features = objective, features
+        self.objective, self.features, self.planned = objective, features, planned
         self.mask, self.place, self.span = mask, place, span
         self.progress = progress or Progress()
         self.final = span[1] == 1.0
@@ -186,8 +187,9 @@ class Training:
         if newest is not None:
             checkpoints.load(made, newest)
             self.mask.hold(self._along(newest))
+            self.good.keep()
         else:
-            self.watch.look(self.subject, self.begin, self.good.live)
+            self._look(self.begin)
         micro: list[float] = []
         while len(progress.losses) < self.end and not progress.stopped:
             with made.accumulate(model):
@@ -220,8 +222,13 @@ class Training:
             last = step == self.end
             if self.watch.metric is not None and (last or step % every == 0):
                 with self.average.in_place():
-                    progress.stopped = not self.watch.look(self.subject, step, self.good.live)
+                    progress.stopped = not self._look(step)
             checkpoints.save(made, step, last or progress.stopped)
+
+    def _look(self, step: int) -> bool:
+        """Measure; gives whether to go on. The metric may run either model."""
+        with self.features.paused(), self.teacher.features.paused():
+            return self.watch.look(self.subject, step, self.good.live)
 
     def _along(self, step: int) -> float:
         """The share of this part's steps that are done."""
@@ -235,6 +242,8 @@ class Training:
         args, kwargs, labels = split_batch(batch, device)
         answer, wanted = self.teacher(args, kwargs)
         arguments = named_arguments(self.teacher.model, args, kwargs)
+        if labels is not None:
+            arguments["labels"] = labels  # where there is no mask, they say which positions count
         self.features.take()
         loss = self.objective(model(*args, **kwargs), answer, labels, arguments)
         found = self.features.take()
@@ -271,6 +280,7 @@ class Training:
             "options": {k: v for k, v in self.options.options().items() if k not in ignored},
             "steps": self.total,
             "processes": processes,
+            "plan": self.planned,
             "shapes": {n: list(p.shape) for n, p in self.student.named_parameters()},
         }
 

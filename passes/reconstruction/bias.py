@@ -11,7 +11,8 @@ from torch import Tensor, fx, nn
 from ...compiler.emit.build import Dense
 from ...compiler.inference.rule import bound_arguments, op_name
 from ...compiler.ir.drop import CONSTANT
-from ..calibration.consumers import Consumer, columns
+from ...compiler.rewrite.slicing import cut_tensor, spread_tensor
+from ..calibration.consumers import Consumer, columns, find_consumers
 from ..calibration.uses import tensor_uses
 
 if TYPE_CHECKING:
@@ -142,6 +143,43 @@ def add_bias(state: Compilation, consumer: Consumer, name: str) -> None:
         dense.module.get_submodule(path).register_parameter("bias", bias)
         # by which a fresh model gets its place for it; trained values are not part of a plan
         state.plan.constants[name] = torch.zeros_like(bias.detach()).cpu()
+
+
+def carry_biases(state: Compilation) -> None:
+    """Give the dense model the biases that a repair added to the earlier result, as it has them by
+    now, cut further; what the target leaves no room for goes, and a note says so."""
+    earlier, dense = state.earlier, state.dense
+    if earlier is None or earlier.dense is None or dense is None:
+        return
+    before, known = earlier.dense.program.tensors, earlier.graph.program.tensors
+    added = {n for n in before if n.endswith(".bias") and n not in known}
+    added -= dense.program.tensors.keys()
+    if not added:
+        return
+    sinks = (s.node.name for s in state.graph.inference.sinks if s.weight is not None)
+    there = {node.name for node in dense.program.graph.nodes}
+    consumers, _ = find_consumers(dense.program, [n for n in dict.fromkeys(sinks) if n in there])
+    gone = 0
+    for consumer in consumers:
+        name = f"{consumer.weight.rpartition('.')[0]}.bias"
+        if name not in added:
+            continue
+        place = _new_place(state, consumer)
+        if isinstance(place, str):
+            gone += 1
+            continue
+        add_bias(state, consumer, name)
+        values = before[name].detach()
+        for side, sign in ((earlier, -1), (state, 1)):
+            axis = side.graph.inference.tensors[consumer.weight][:1]
+            kept, factor = side.plan.combined(), side.plan.scales.get(consumer.weight)
+            cut = spread_tensor if sign < 0 else cut_tensor
+            values = cut(values, axis, kept)
+            values = values if factor is None else values * (factor.to(values.device) ** sign)
+        with torch.no_grad():
+            dense.program.tensors[name].copy_(values)
+    if gone:
+        state.notes.append(f"{gone} biases of an earlier round's repair went: there is no room")
 
 
 def _add_to_graph_module(dense: Dense, consumer: Consumer, name: str, bias: Tensor) -> None:
