@@ -28,7 +28,7 @@ from prunec import compiler, passes
 HELD_OUT = 400
 LENGTH = 128
 CALIBRATION = 20  # batches, of 32 paragraphs
-STEPS, LONG = 300, 1500
+STEPS, LONG = 300, 1000
 DISTILL = {"learning_rate": 3e-4, "embedding_loss": "mse+cosine", "progress": False}
 RATIO_ROW = "heads -1/3, hidden -50 %"
 # Each row: its name, the speed-up asked for, and the steps of training.

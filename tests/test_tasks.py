@@ -307,6 +307,15 @@ def test_classes_are_those_of_all_folders_whatever_is_drawn(tmp_path: Path) -> N
         read(str(root), source, max_samples=1)
 
 
+def test_one_folder_of_images_has_no_labels(tmp_path: Path) -> None:
+    root = picture_folder(tmp_path, "images")
+    shutil.rmtree(root / "images" / "light")
+    source = Source(Pictures().eval(), (torch.randn(2, 3, 8, 8),), {}, "factory", "m:f")
+    for place in (root / "images", root / "images" / "dark"):
+        (batch,) = load_data(str(place), source)
+        assert batch.shape == (3, 3, 8, 8)
+
+
 def test_a_table_in_a_directory_goes_before_its_images(tmp_path: Path) -> None:
     root = picture_folder(tmp_path, "images")
     rows = "\n".join(f"images/dark/{i}.png,{i}" for i in range(2))

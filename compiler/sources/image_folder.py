@@ -39,9 +39,12 @@ def image_rows(folder: Path) -> Sequence[Mapping[str, Any]]:
 
 
 def classes_of(folders: Sequence[Path]) -> list[str] | None:
-    """The names of the folders of images inside, in the order of the alphabet; None without."""
-    inside = {p.name for folder in folders for p in folder.iterdir() if p.is_dir()}
-    return sorted(inside) or None
+    """The names of the folders of images inside, in the order of the alphabet; None for fewer than
+    two, which tell nothing apart."""
+    inside = {
+        p.name for folder in folders for p in folder.iterdir() if p.is_dir() and has_images(p)
+    }
+    return sorted(inside) if len(inside) > 1 else None
 
 
 def image_transform(source: Source) -> Callable[[Any], Tensor]:

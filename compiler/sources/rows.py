@@ -145,10 +145,9 @@ def _read_directory(path: Path, split: str) -> Read:
     if len(named) == 1:
         return Read(_read_file(named[0]), path)
     if has_images(path / split):
-        sides = [p for p in path.iterdir() if p.is_dir() and has_images(p)]
-        return Read(image_rows(path / split), classes=classes_of(sides))
+        return _images(path / split, [p for p in path.iterdir() if has_images(p)])
     if split == TRAIN and has_images(path):
-        return Read(image_rows(path), classes=classes_of([path]))
+        return _images(path, [path])
     if split == TRAIN and len(files) == 1:
         return Read(_read_file(files[0]), path)
     present = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
@@ -156,6 +155,14 @@ def _read_directory(path: Path, split: str) -> Read:
         f"{path} holds {present}, and no split {split!r}: pass images in a folder for each class, "
         f"a file named {split}.csv (or {', '.join(READERS)}), or the file itself."
     )
+
+
+def _images(folder: Path, splits: Sequence[Path]) -> Read:
+    """The images of a folder, with the classes that there are in any of the splits."""
+    rows, classes = image_rows(folder), classes_of(splits)
+    if classes is None:
+        rows = [{"image": row["image"]} for row in rows]
+    return Read(rows, classes=classes)
 
 
 def _read_saved(path: Path, split: str) -> Any:
