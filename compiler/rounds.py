@@ -16,6 +16,8 @@ from .capture.capture import capture
 from .compilation import Compilation
 from .errors import PlanError
 from .rewrite.correspondence import same_dimensions
+from .rewrite.depth import carried
+from .rewrite.slicing import Kept, cut_tensor, spread_tensor
 from .target import SHARES, Target
 from .weights import at_full_size, cut_into
 
@@ -78,7 +80,7 @@ def take_scores(state: Compilation, smaller: Compilation) -> None:
     earlier = state.earlier
     assert earlier is not None
     assert smaller.scores is not None
-    kept = earlier.plan.combined()
+    kept = _kept_now(state, earlier)
     original = earlier.plan.thinning.original if earlier.dense and earlier.dense.module else str
     became = same_dimensions(state.graph, smaller.graph, kept, original)
     state.scores, state.errors = {}, {} if smaller.errors is not None else None
@@ -99,6 +101,15 @@ def take_scores(state: Compilation, smaller: Compilation) -> None:
             )
 
 
+def _kept_now(state: Compilation, earlier: Compilation) -> Kept:
+    """What the earlier result kept, by the dimensions there are now: branches may have gone."""
+    names = {d.var: name for name, d in earlier.graph.dimensions.items()}
+    before = {names[var]: own.tolist() for var, own in earlier.plan.combined().items()}
+    by_name = state.graph.dimensions
+    now = carried(before, earlier.graph, state.graph)
+    return {by_name[name].var: torch.tensor(own) for name, own in now.items()}  # type: ignore[misc]
+
+
 def _widened(curves: list[Tensor], size: int) -> Tensor:
     """Errors by width up to what is left, nothing above."""
     total = torch.stack([c.double() for c in curves]).sum(0)
@@ -107,30 +118,40 @@ def _widened(curves: list[Tensor], size: int) -> Tensor:
 
 @torch.no_grad()
 def carry_weights(state: Compilation) -> None:
-    """Give the dense model the weights that the earlier result has, with what branches dropped
-    since then have added to them; what the rewrite added (constants) goes on where it has the same
-    shape."""
+    """Give the dense model the weights that the earlier result has; and what the rewrite has folded
+    into biases since then (the means of branches, constants of dead entries)."""
     earlier = state.earlier
     if earlier is None:
         return
     assert state.dense is not None
     assert earlier.dense is not None
     before, now = earlier.dense.program.tensors, state.dense.program.tensors
-    whole, former = state.graph.program.tensors, earlier.graph.program.tensors
-    full = at_full_size(earlier)
-    for name in full.keys() & whole.keys() & former.keys():
-        if whole[name].data_ptr() != former[name].data_ptr():  # a bias that took a branch's mean
-            full[name] = full[name] + (whole[name] - former[name]).detach()
-    for name in cut_into(state, full):
-        same = name in before and now[name].shape == before[name].shape
-        if same and now[name].is_floating_point():
-            if name in whole and name not in former:  # made for a mean, where a repair had one too
-                now[name].detach().add_(before[name])
-            else:
-                now[name].detach().copy_(before[name])
+    rest = set(cut_into(state, at_full_size(earlier)))
+    for name in rest & before.keys():
+        if now[name].is_floating_point() and now[name].shape == before[name].shape:
+            added = _folded(state, name) - _folded(earlier, name)
+            now[name].detach().copy_(before[name] + added.to(now[name].device))
+    for name in (state.plan.constants.keys() | earlier.plan.constants.keys()) & now.keys() - rest:
+        terms, kept = state.graph.inference.tensors[name], state.plan.combined()
+        former = earlier.graph.inference.tensors[name], earlier.plan.combined()
+        had = cut_tensor(spread_tensor(_folded(earlier, name), *former), terms, kept)
+        now[name].detach().add_((_folded(state, name) - had).to(now[name].device))
+
+
+def _folded(state: Compilation, name: str) -> Tensor:
+    """What the rewrite has added to a tensor of the dense model, before any training."""
+    assert state.dense is not None
+    own, held = state.dense.program.tensors[name], state.plan.constants.get(name)
+    if held is None or name in state.plan.scales:
+        return torch.zeros_like(own, device="cpu")
+    original = state.graph.program.tensors.get(name)
+    if original is None:
+        return held
+    cut = cut_tensor(original, state.graph.inference.tensors[name], state.plan.combined())
+    return held - cut.detach().cpu()
 
 
 def sizes_left(state: Compilation) -> dict[str, int]:
     """How many entries each dimension still has after the earlier rounds."""
-    kept = state.earlier.plan.kept if state.earlier is not None else {}
+    kept = state.plan.kept if state.earlier is not None else {}
     return {n: len(kept[n]) if n in kept else d.size for n, d in state.graph.prunable.items()}

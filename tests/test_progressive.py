@@ -13,6 +13,7 @@ from torch import nn
 
 from prunec import compiler, passes
 from prunec.compiler import Target
+from prunec.compiler.compilation import Compilation
 from prunec.compiler.errors import PlanError
 from prunec.compiler.rounds import GONE, continue_from, round_targets, sizes_left, take_scores
 from prunec.compiler.weights import at_full_size, cut_into
@@ -227,15 +228,14 @@ def test_biases_that_a_repair_added_go_on() -> None:
     stay = [first.plan.kept["second:hidden"].index(i) for i in second.plan.kept["second:hidden"]]
     assert torch.equal(second.model.second.bias, bias[stay])  # type: ignore[union-attr]
     assert torch.equal(second.model.third.bias, first.model.third.bias)  # type: ignore[union-attr]
-    second.state.room = "params", 0.0
-    tight = compiler.Compilation(graph)
+    tight = Compilation(graph)
     continue_from(tight, first.state)
-    tight.room = "params", 5.0  # enough for that of the last layer only
+    tight.room = "params", 5.0  # enough for one of the two
     tight.scores = second.state.scores
     tight.plan.kept = dict(second.plan.kept)
     passes.SparseToDense().run(tight)
     assert tight.dense is not None
-    assert [n for n in tight.dense.program.tensors if n.endswith("bias")] == ["third.bias"]
+    assert [n for n in tight.dense.program.tensors if n.endswith("bias")] == ["second.bias"]
     assert any("1 biases of an earlier round" in note for note in tight.notes)
 
 
@@ -253,11 +253,19 @@ def test_the_mean_of_a_branch_that_a_later_round_drops_is_kept() -> None:
     assert any(b.reason == "its mean" for b in second.report.branches)
     state = second.state
     assert state.dense is not None
-    before, after = first.state.graph.program.tensors, state.graph.program.tensors
-    moved = [n for n in after if n in before and not torch.equal(after[n], before[n])]
-    assert moved
+    original, held = graph.program.tensors, state.plan.constants
+    moved = [n for n in held if n in original and held[n].shape == original[n].shape]
+    assert [n for n in moved if not torch.allclose(held[n], original[n])]
     for name in moved:  # nothing was trained: what is there is the original's, and the mean
-        assert torch.allclose(state.dense.program.tensors[name], after[name], atol=1e-6), name
+        assert torch.allclose(state.dense.program.tensors[name], held[name], atol=1e-6), name
+    for parameter in second.model.parameters():
+        parameter.data += 0.5  # as if it had been trained
+    steps[1] = passes.PruneChannels(ratio=0.8, exact_only=True)
+    third = compiler.PassManager([*steps, passes.SparseToDense()]).run(graph, data, start=second)
+    assert third.state.dense is not None
+    for name in moved:
+        found = third.state.dense.program.tensors[name]
+        assert torch.allclose(found, held[name] + 0.5, atol=1e-6), name
 
 
 def test_what_has_no_score_in_the_smaller_model_stays(monkeypatch: pytest.MonkeyPatch) -> None:
