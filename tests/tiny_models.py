@@ -80,16 +80,15 @@ def tiny_bert(**options: Any) -> Any:
 
 def tiny_llama(**options: Any) -> Any:
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=64,
-        vocab_size=99,
-        **options,
-    )
-    return transformers.LlamaForCausalLM(config).eval()
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 64,
+        "vocab_size": 99,
+    }
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**sizes, **options})).eval()
 
 
 def parameters(model: nn.Module) -> int:
