@@ -90,7 +90,8 @@ class Distill(Pass):
             are then cut into the dense model, which trains for the rest; a repair before it is
             lost. For norm-coupled dimensions the masked model is not yet the dense one, which the
             rest makes up for. `metric` and `ema` begin at the cut. None: only the dense model is
-            trained, which behind Reconstruct has done better so far: try that first.
+            trained, behind Reconstruct as well where cuts are deep or data is short: a step costs
+            less, and it needs no second model in memory.
 
     Under `torchrun` or `accelerate launch` each process compiles alike, and the batches are shared
     out: N processes make steps of N batches.
