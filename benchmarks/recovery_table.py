@@ -58,6 +58,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     cells = [row for row in rows if row["start"] != "original"]
     panels = list(dict.fromkeys((row["model"], row["width"]) for row in cells))
@@ -87,10 +88,16 @@ def plot(rows: Sequence[Row], path: Path) -> None:
                 )
         names = [f"{s}, {'no training' if r == '-' else r}" for s, r in ways]
         axis.set_yticks([-i for i in range(len(ways))], names, fontsize=7)
-        axis.set_xscale("log")
+        if measure == "KL":
+            axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            axis.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.xaxis.set_major_formatter("{x:g}")
         axis.set_xlabel(label, fontsize=8)
         kept = next(r["parameters"] for r in own)
-        axis.set_title(f"{model}, {width} of the widths\n{kept:.1%} of the parameters", fontsize=9)
+        axis.set_title(f"{model}, widths {width}\n{kept:.1%} of the parameters", fontsize=8)
         axis.grid(alpha=0.3)
         axis.tick_params(axis="x", labelsize=7)
     figure.suptitle("after the same steps of training; hollow: 128 labelled images", fontsize=9)
