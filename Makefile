@@ -19,8 +19,8 @@ setup: $(STAMP)  ## make .venv with prunec (editable) and what it is tested with
 demo: $(STAMP)  ## compress real models in a few minutes and print what was gained
 	$(RUN) benchmarks/demo.py
 
-test: $(STAMP)  ## run the test suite in two processes; ARGS='-m "not slow"' leaves the slow ones out
-	$(RUN) -P -m pytest -n 2 $(ARGS)
+test: $(STAMP)  ## run the test suite in two processes; ARGS='-m slow' the slow tests, which it leaves out
+	$(RUN) -P -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
 lint: $(STAMP)  ## ruff and pyright
 	$(RUN) -m ruff check .

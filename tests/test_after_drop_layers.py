@@ -18,6 +18,7 @@ from prunec.compiler import PassManager, Plan, capture
 from prunec.passes import DropLayers, SparseToDense
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "args", "x"),
     [

@@ -27,6 +27,7 @@ def passes_every_check(name: str) -> None:
     assert max(row[k] for k in ("masked eager", "restricted", "permutation") if k in row) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FEW)
 def test_a_few_architectures(name: str) -> None:
     passes_every_check(name)

@@ -34,6 +34,7 @@ def byte_net() -> nn.Module:
     return ByteTransformer(width=64, layers=2, hidden=64).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", planted_nets.KINDS)
 @pytest.mark.parametrize(("name", "make"), [("digits", digits_net), ("bytes", byte_net)])
 def test_planting_keeps_the_function_and_hides(name, make, kind):
@@ -78,6 +79,7 @@ def test_planted_kinds_are_what_they_say():
     torch.testing.assert_close(reader(hidden()), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["duplicates", "mixtures"])
 def test_what_is_planted_in_digits_is_found(kind):
     row = planted.one("digits", kind, (kind,), 0, digits_net())
@@ -87,6 +89,7 @@ def test_what_is_planted_in_digits_is_found(kind):
         assert counts["removed"] <= counts["size"] - 1
 
 
+@pytest.mark.slow
 def test_every_cell_of_the_repair_table_is_measured(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(repair_subjects, "kept", lambda cache, name, seed: digits_net())
     subject = repair_subjects.digits(0, None)

@@ -164,6 +164,7 @@ def test_what_is_read_outside_is_no_block() -> None:
     assert named(branches, "branch") == ["layers.0", "layers.2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_transformers(name: str) -> None:
     build, args, kwargs = TRANSFORMERS[name]

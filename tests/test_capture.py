@@ -74,6 +74,7 @@ def text_and_images() -> Any:
     return hf.CLIPModel(hf.CLIPConfig(text_config=TEXT, vision_config=IMAGE, projection_dim=24))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "inputs", "output"),
     [

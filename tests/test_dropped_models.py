@@ -47,6 +47,7 @@ def check(name: str, model: Any, result: Result, place: pathlib.Path) -> None:
     assert torch.equal(logits(fresh, name), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_a_block_leaves_the_class(name: str, tmp_path: pathlib.Path) -> None:
     """The middle one, so that the last is numbered anew."""
@@ -67,6 +68,7 @@ def test_a_branch_leaves_a_stub(name: str, tmp_path: pathlib.Path) -> None:
     check(name, model, result, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_depth_heads_and_widths_in_one_pipeline(name: str, tmp_path: pathlib.Path) -> None:
     model, result = shrunk(

@@ -58,6 +58,7 @@ def tiny(name: str) -> torch.nn.Module:
     return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_fewer_experts_are_the_model_that_chooses_among_those(name: str) -> None:
     ids = torch.randint(61, (3, 7), generator=torch.Generator().manual_seed(0))

@@ -118,6 +118,7 @@ def test_a_result_is_pruned_and_quantised_in_one_pipeline(tmp_path: pathlib.Path
     assert result.report.to_json()["int8"]["path"] == "model.int8.onnx"
 
 
+@pytest.mark.slow
 def test_transformers_take_dynamic_ranges(tmp_path: pathlib.Path) -> None:
     result = compress_tokens(tiny_bert())
     report = result.quantize_onnx(tmp_path / "int8.onnx", measure=[2])

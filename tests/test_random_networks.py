@@ -124,6 +124,7 @@ def _check_exact(graph: Graph, plan: Plan, calls: Inputs) -> None:
     assert check.passed, f"without dead entries: {check}"
 
 
+@pytest.mark.slow
 @settings(
     max_examples=EXAMPLES,
     derandomize=EXAMPLES == DEFAULT,

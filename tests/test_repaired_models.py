@@ -24,6 +24,7 @@ def outputs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return model(**batch)["logits"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [tiny_bert, tiny_llama])
 def test_back_ends_files_and_onnx_agree_after_repair(
     build: Callable[[], Any], tmp_path: pathlib.Path
@@ -71,6 +72,7 @@ def test_a_graph_without_a_class_takes_new_biases_too() -> None:
 # The whole way.
 
 
+@pytest.mark.slow
 def test_digits_at_a_quarter_of_the_width_are_read_again_without_labels() -> None:
     torch.manual_seed(0)
     model = digits.DigitsNet()

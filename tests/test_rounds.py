@@ -95,6 +95,7 @@ def test_a_compressed_module_is_compressed_again(name: str) -> None:
     check_rounds(model, call, module)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AS_GRAPH)
 def test_a_compressed_graph_is_compressed_again(name: str, tmp_path: pathlib.Path) -> None:
     """The second time from an artifact."""
@@ -129,6 +130,7 @@ def test_a_class_loaded_from_an_artifact_is_compressed_again(tmp_path: pathlib.P
     check_rounds(small_cnn(), ((IMAGES,), {}), loaded)
 
 
+@pytest.mark.slow
 def test_a_loaded_transformers_model_is_compressed_again(tmp_path: pathlib.Path) -> None:
     model = tiny_llama()
 

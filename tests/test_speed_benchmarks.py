@@ -59,6 +59,7 @@ def test_the_gpu_benchmark_runs_dry_on_a_cpu(tmp_path: pathlib.Path) -> None:
     assert all("need a CUDA device" in r["failed"] for r in rows if r["runtime"] == "graph")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fake_timing")
 def test_a_speed_asked_for_is_compiled_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "compare_modules", timed_by_size)
@@ -144,6 +145,7 @@ def test_targets_are_counted_as_met_within_five_per_cent() -> None:
     assert "1.99x !" in shown(speedup.table(rows[2:]))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fake_timing")
 def test_every_method_has_a_row_and_known_rows_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch_pruning", reason="the benchmarks need prunec[bench]")

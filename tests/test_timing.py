@@ -50,6 +50,7 @@ def test_ratio_is_that_of_the_two_calls_and_control_is_one() -> None:
     assert timed.before.runs == timed.after.runs == 9
 
 
+@pytest.mark.slow
 def test_a_shaky_timing_is_taken_again_and_the_steadiest_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -162,6 +163,7 @@ def test_compile_times_compiled_models(monkeypatch: pytest.MonkeyPatch) -> None:
         compare_modules(before, after, (torch.randn(2, 6),), runtime="compile", **QUICK)
 
 
+@pytest.mark.slow
 def test_onnxruntime_times_both_exports_with_the_same_threads(tmp_path) -> None:
     from prunec.compiler.onnx_files.export import export_onnx
 

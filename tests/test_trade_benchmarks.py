@@ -44,6 +44,7 @@ def test_rows_are_kept_between_runs_and_replaced_by_name(results: Path) -> None:
     assert (results / "some.json").is_file()
 
 
+@pytest.mark.slow
 def test_every_cell_of_the_recovery_table_is_measured(
     results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,6 +76,7 @@ def _batches() -> list[Any]:
     return [(images[:32], labels[:32]), (images[32:64], labels[32:64])]
 
 
+@pytest.mark.slow
 def test_a_headline_has_size_quality_and_speed_of_each_file() -> None:
     def tiny(_: Path | None) -> headlines.Subject:
         images, labels = plain_digits.splits()["train"]
