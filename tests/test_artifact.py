@@ -48,6 +48,7 @@ def test_loaded_llama_generates_the_same_tokens(llama: Saved) -> None:
     assert torch.equal(made, llama.result.model.generate(IDS[:1], **options))
 
 
+@pytest.mark.slow
 def test_tied_weights_are_tied_after_loading(tmp_path: pathlib.Path) -> None:
     result = compress(tiny_llama(tie_word_embeddings=True), kwargs={"input_ids": IDS})
     loaded: Any = compiler.load(result.save(tmp_path / "tied"))

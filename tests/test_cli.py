@@ -171,6 +171,7 @@ def test_compile_trains_and_proves_on_a_factory_of_batches(run: Run) -> None:
     assert {d["after"] for d in report["dimensions"] if d["state"] == "pruned"} == {8, 16}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["txt", "jsonl"])
 def test_compile_takes_texts_for_a_model_with_a_tokenizer(
     run: Run, bert: pathlib.Path, suffix: str
@@ -222,6 +223,7 @@ def test_options_that_a_dry_run_does_not_read_are_named(run: Run) -> None:
     assert "note: with --sweep, nothing comes of --emit, --steps" in said.out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_emit_writes_onnx_too_and_times_it(run: Run) -> None:
     said = run("compile", "@net", "--target", "width=0.5", "--emit", "torch,onnx", "--out", "both")
@@ -296,6 +298,7 @@ def test_verify_fails_on_another_original(run: Run, artifact: pathlib.Path) -> N
 # bench
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_bench_times_two_models(run: Run, artifact: pathlib.Path) -> None:
     said = run("bench", "@net", str(artifact), "--batch", "1", "--batch", "4")

@@ -62,6 +62,7 @@ def test_version_is_the_one_declared() -> None:
     assert importlib.metadata.version("prunec") == PYPROJECT["project"]["version"]
 
 
+@pytest.mark.slow
 def test_command_says_what_it_does(tmp_path: Path) -> None:
     script = Path(sysconfig.get_path("scripts")) / f"prunec{sysconfig.get_config_var('EXE') or ''}"
     for command in ([str(script)], [sys.executable, "-m", "prunec.compiler"]):
