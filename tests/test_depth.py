@@ -203,6 +203,8 @@ def test_means_that_take_a_bias_of_their_own_count_towards_the_target() -> None:
     report = compiler.PassManager(steps).run(graph, ids).report
     assert any(b.reason == "its mean" for b in report.branches)
     assert report.after.params <= 0.7 * report.before.params
+    assert report.aim is not None
+    assert report.aim.predicted == pytest.approx(report.after.params / report.before.params)
 
 
 def test_exclude_and_the_share_bound_what_may_go(graph: Graph) -> None:

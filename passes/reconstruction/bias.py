@@ -147,7 +147,7 @@ def add_bias(state: Compilation, consumer: Consumer, name: str) -> None:
 
 def carry_biases(state: Compilation) -> None:
     """Give the dense model the biases that a repair added to the earlier result, as it has them by
-    now, cut further; what the target leaves no room for goes, and a note says so."""
+    now, cut further; where there is no place any more they go, and a note says why."""
     earlier, dense = state.earlier, state.dense
     if earlier is None or earlier.dense is None or dense is None:
         return
@@ -159,14 +159,14 @@ def carry_biases(state: Compilation) -> None:
     sinks = (s.node.name for s in state.graph.inference.sinks if s.weight is not None)
     there = {node.name for node in dense.program.graph.nodes}
     consumers, _ = find_consumers(dense.program, [n for n in dict.fromkeys(sinks) if n in there])
-    gone = 0
+    gone: list[str] = []
     for consumer in consumers:
         name = f"{consumer.weight.rpartition('.')[0]}.bias"
         if name not in added:
             continue
         place = _new_place(state, consumer)
         if isinstance(place, str):
-            gone += 1
+            gone.append(place)
             continue
         add_bias(state, consumer, name)
         values = before[name].detach()
@@ -179,7 +179,8 @@ def carry_biases(state: Compilation) -> None:
         with torch.no_grad():
             dense.program.tensors[name].copy_(values)
     if gone:
-        state.notes.append(f"{gone} biases of an earlier round's repair went: there is no room")
+        why = "; ".join(dict.fromkeys(gone))
+        state.notes.append(f"{len(gone)} biases of an earlier round's repair went: {why}")
 
 
 def _add_to_graph_module(dense: Dense, consumer: Consumer, name: str, bias: Tensor) -> None:
