@@ -20,7 +20,15 @@ from torch import nn
 from ..compiler.capture.batches import Device
 from ..compiler.digest import content_digest
 from ..compiler.passmanager import Pass, PassResult
-from .distillation.borrowed import device_of, in_mode, on_device, refuse_shared, seeded, teacher_on
+from .distillation.borrowed import (
+    device_of,
+    in_mode,
+    in_training,
+    on_device,
+    refuse_shared,
+    seeded,
+    teacher_on,
+)
 from .distillation.features import Features, matched_paths
 from .distillation.losses import DistillError, EmbeddingLoss
 from .distillation.masks import FixedMask, GrowingMask
@@ -45,7 +53,7 @@ class Distill(Pass):
     """Train the smaller model to answer as the original does; nothing else of the model changes.
 
     The original (in eval mode, without gradients) answers each batch, and the smaller model is
-    trained in train mode by AdamW, with linear warm-up and cosine decay to zero, on
+    trained by AdamW, with linear warm-up and cosine decay to zero, on
     alpha T² KL + (1 - alpha) CE (Hinton et al. 2015) or on the distance of embeddings; labels are
     optional. Frozen parameters stay frozen. The same seed, batches and weights give the same
     result on a CPU. One copy of the trained tensors is kept, as the last good weights.
@@ -75,6 +83,9 @@ class Distill(Pass):
             `evaluate_every` steps (by default ten times in all) and at the end; the best weights
             are kept. With `patience`, the run stops after so many measurements without a better
             one.
+        dropout: train with the smaller model's dropout, and whatever else its class does in train
+            mode only. By default only running statistics are: the teacher answers without noise,
+            and a model that has just lost capacity has none to spare for it.
         ema: the decay of an average of the weights, which is measured and kept instead of them.
         accumulate: batches for one optimizer step.
         precision: "no", "bf16" or "fp16" (autocast); the weights keep their dtype.
@@ -123,6 +134,7 @@ class Distill(Pass):
     metric: Callable[[nn.Module], float] | None = None
     evaluate_every: int | None = None
     patience: int | None = None
+    dropout: bool = False
     ema: float | None = None
     accumulate: int = 1
     precision: Precision = "no"
@@ -255,7 +267,8 @@ class Distill(Pass):
                 prepare(made)
             return made
 
-        with on_device(student, self.device) as device, in_mode(student, training=True):
+        learning = in_training(student, dropout=self.dropout)
+        with on_device(student, self.device) as device, learning:
             return training.run(device, optimizer, advance)
 
     def _result(self, training: Training, paths: list[str], seconds: float) -> PassResult:

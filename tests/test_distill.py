@@ -124,16 +124,51 @@ def test_the_teacher_answers_in_eval_mode() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_student_trains_in_train_mode_and_returns_to_its_own(training: bool) -> None:
+@pytest.mark.parametrize("dropout", [True, False])
+def test_the_student_learns_statistics_and_returns_to_its_modes(
+    training: bool, dropout: bool
+) -> None:
     student = mlp(8).train(training)
+    student[2].eval()
+    modes = [m.training for m in student.modules()]
     seen = []
-    student[3].register_forward_hook(lambda m, i, o: seen.append(m.training))
+    for at in (1, 3):
+        student[at].register_forward_hook(lambda m, i, o: seen.append(m.training))
     mean = student[1].running_mean.clone()
-    distil(student, mlp(16))
-    assert seen == [True] * 6
-    assert all(m.training is training for m in student.modules())
+    distil(student, mlp(16), dropout=dropout)
+    assert seen == [True, dropout] * 6
+    assert [m.training for m in student.modules()] == modes
     assert not torch.equal(mean, student[1].running_mean)
     assert student[1].num_batches_tracked == 6
+
+
+class Dropping(nn.Module):
+    """Drops as a layer, as a function, and between recurrent layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5))
+        self.recurrent = nn.GRU(8, 8, num_layers=2, dropout=0.5, batch_first=True)
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.dropout(self.layer(x), 0.5, self.training)
+        return self.last(self.recurrent(hidden.unsqueeze(1))[0][:, 0])
+
+
+def test_nothing_drops_unless_asked() -> None:
+    torch.manual_seed(0)
+    start = Dropping()
+
+    def trained(seed: int, dropout: bool) -> list[Tensor]:
+        student = copy.deepcopy(start)
+        distil(student, mlp(16), [(X[:8], Y[:8])], seed=seed, dropout=dropout)
+        assert student.recurrent.dropout == 0.5
+        return weights(student)
+
+    assert same(trained(0, False), trained(1, False))
+    assert not same(trained(0, True), trained(1, True))
+    assert not same(trained(0, True), trained(0, False))
 
 
 def test_frozen_parameters_stay_frozen() -> None:

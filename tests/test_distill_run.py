@@ -219,7 +219,7 @@ def test_autocast_is_gone_afterwards() -> None:
 @pytest.mark.parametrize("stop", [4, 7])
 def test_resuming_is_exact(tmp_path: pathlib.Path, stop: int) -> None:
     """With dropout, a shuffling loader, an average and a schedule."""
-    options: dict[str, Any] = {"epochs": 3, "ema": 0.9, "checkpoint_every": 2}
+    options: dict[str, Any] = {"epochs": 3, "ema": 0.9, "checkpoint_every": 2, "dropout": True}
     whole = mlp(8, dropout=0.3)
     distil(whole, mlp(16), shuffled(), **options)
 

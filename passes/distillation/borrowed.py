@@ -28,6 +28,37 @@ def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
 
 
 @contextmanager
+def in_training(model: nn.Module, *, dropout: bool) -> Iterator[None]:
+    """Train mode; without `dropout` only where learning needs it, and eval mode for all else, so
+    that dropout, stochastic depth and masked inputs are off however a class writes them.
+
+    Train mode is needed by running statistics, by layers that recompute their values (gradient
+    checkpointing), and by recurrent layers on CUDA, which meanwhile drop nothing between them.
+    """
+    recurrent = [m for m in model.modules() if isinstance(m, nn.RNNBase)]
+    rates = [module.dropout for module in recurrent]
+    with in_mode(model, training=True):
+        if not dropout:
+            for module in model.modules():
+                module.training &= _needs_train_mode(module)  # a class may have frozen some
+            for module in recurrent:
+                module.dropout = 0.0
+        try:
+            yield
+        finally:
+            for module, rate in zip(recurrent, rates, strict=True):
+                module.dropout = rate
+
+
+def _needs_train_mode(module: nn.Module) -> bool:
+    return (
+        "running_mean" in module._buffers
+        or isinstance(module, nn.RNNBase)
+        or bool(getattr(module, "gradient_checkpointing", False))
+    )
+
+
+@contextmanager
 def on_device(model: nn.Module, device: Device) -> Iterator[torch.device]:
     """The model on `device`, which is given; afterwards back, in the memory it had before.
 
