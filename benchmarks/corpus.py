@@ -7,10 +7,11 @@ one version of Python, and differ a little between versions.
 from __future__ import annotations
 
 import ast
+import random
 import re
 import sysconfig
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -48,6 +49,18 @@ def with_installed(minimum_words: int = 8) -> list[str]:
             if key not in unseen:
                 found.setdefault(key, paragraph)
     return [p for p in found.values() if len(p.split()) >= minimum_words]
+
+
+def varied(texts: Sequence[str], words: Sequence[str], seed: int = 0) -> list[str]:
+    """Every second text, on average, with three words in ten replaced by any of `words`: a teacher
+    answers those as well, and what it knows beyond the domain of the texts is asked for."""
+    draw = random.Random(seed)
+    return [_replaced(text, words, draw) if draw.random() < 0.5 else text for text in texts]
+
+
+def _replaced(text: str, words: Sequence[str], draw: random.Random) -> str:
+    own = (draw.choice(words) if draw.random() < 0.3 else word for word in text.split())
+    return " ".join(own)
 
 
 @cache

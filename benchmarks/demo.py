@@ -28,7 +28,7 @@ def compress_embedder(out: Path, console: Console, steps: int) -> compiler.Resul
     """all-MiniLM-L6-v2: a third of the heads and half of the hidden units go; repaired and trained
     on unlabelled text, judged on text of other modules."""
     model, tokenizer = minilm.load()
-    train = training_batches(tokenizer, steps)
+    train = training_batches(tokenizer, steps, varied=False)
     calibration = train[:CALIBRATION]
     few = corpus.paragraphs("train")[:4]
     graph = compiler.capture(model, kwargs=minilm.batches(few, tokenizer, max_length=64)[0])
@@ -39,7 +39,7 @@ def compress_embedder(out: Path, console: Console, steps: int) -> compiler.Resul
             passes.PruneChannels(ratio=0.5, include="hidden", round_to=8),
             passes.SparseToDense(),
             passes.Reconstruct(),
-            passes.Distill(train, steps=steps, learning_rate=5e-4),
+            passes.Distill(train, steps=steps, learning_rate=3e-4),
         ],
         callback=lambda step, result, seconds: console.print(
             f"  {step.name:<16} {seconds:6.1f} s  {result.summary}", highlight=False

@@ -64,6 +64,11 @@ def load_tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(str(model_directory()))
 
 
+def words(tokenizer: Any) -> list[str]:
+    """The whole words of its vocabulary, of three letters and more, in a stable order."""
+    return sorted(w for w in tokenizer.get_vocab() if len(w) > 2 and w.isalpha() and w.isascii())
+
+
 def batches(
     texts: Sequence[str], tokenizer: Any, batch_size: int = 32, max_length: int = MAX_LENGTH
 ) -> list[dict[str, Tensor]]:
