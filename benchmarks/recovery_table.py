@@ -14,8 +14,8 @@ KEY = ("model", "seed", "width", "start", "data", "recipe")
 GROUP = KEY[2:]
 # What each model is judged by in the plot, and how far the best can be from it.
 AXES = {
-    "digits": ("KL", "KL to the original, nats"),
-    "bytes": ("KL", "KL to the original, nats a byte"),
+    "digits": ("KL", "KL to the original"),
+    "bytes": ("KL", "KL to the original"),
     "minilm": ("mean cosine", "1 - cosine with the original"),
 }
 COLOURS = {
@@ -61,6 +61,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     cells = [row for row in rows if row["start"] != "original"]
+    cells.sort(key=lambda row: (list(AXES).index(row["model"]), list(COLOURS).index(row["start"])))
     panels = list(dict.fromkeys((row["model"], row["width"]) for row in cells))
     figure, axes = pyplot.subplots(
         1, len(panels), figsize=(3.3 * len(panels), 6.4), squeeze=False, layout="constrained"
@@ -78,7 +79,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
                     continue
                 value = means(same, [measure])[measure]
                 few = data == "128 labelled"
-                colour = COLOURS.get(start, "black")
+                colour = COLOURS[start]
                 axis.plot(
                     1 - value if "cosine" in measure else value,
                     -place,
@@ -100,6 +101,6 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         axis.set_title(f"{model}, widths {width}\n{kept:.1%} of the parameters", fontsize=8)
         axis.grid(alpha=0.3)
         axis.tick_params(axis="x", labelsize=7)
-    figure.suptitle("after the same steps of training; hollow: 128 labelled images", fontsize=9)
+    figure.suptitle("after the same steps of training (KL in nats); hollow: 128 images", fontsize=9)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
