@@ -130,10 +130,12 @@ def compile(
             _measure(result, target)
         _judge(result, evaluate, before, floor)
         modes = {name: training[m] for name, m in subject.named_modules()}
+        result.model.train(modes[""])  # what a class keeps of the mode by itself
         for name, m in result.model.named_modules():
             m.training = modes.get(result.plan.thinning.original(name), modes[""])
         return result
     finally:
+        subject.train(training[subject])
         for m, was_training in training.items():
             m.training = was_training
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from rich.console import Console
@@ -20,20 +20,14 @@ from torch import nn
 from ..compiler.capture.batches import Device
 from ..compiler.digest import content_digest
 from ..compiler.passmanager import Pass, PassResult
-from .distillation.borrowed import (
-    device_of,
-    in_mode,
-    in_training,
-    on_device,
-    refuse_shared,
-    seeded,
-    teacher_on,
-)
+from .distillation.borrowed import device_of, on_device, refuse_shared, seeded, teacher_on
 from .distillation.features import Features, matched_paths
 from .distillation.losses import DistillError, EmbeddingLoss
 from .distillation.masks import FixedMask, GrowingMask
+from .distillation.modes import in_mode, in_training
 from .distillation.objective import Kind, Objective
 from .distillation.optimizer import adamw
+from .distillation.options import Precision, Schedule, refuse_options
 from .distillation.outputs import Which
 from .distillation.steps import refuse_unbatched
 from .distillation.teacher import Teacher
@@ -42,8 +36,6 @@ from .distillation.training import Training
 if TYPE_CHECKING:
     from ..compiler.compilation import Compilation
 
-Precision = Literal["no", "bf16", "fp16"]
-Schedule = Literal["cosine", "linear"]
 CURVE_POINTS = 100
 """At most this many points of the loss curve are reported."""
 
@@ -149,42 +141,7 @@ class Distill(Pass):
     needs: ClassVar[tuple[str, ...]] = ("dense",)
 
     def __post_init__(self) -> None:
-        accepted = {
-            "epochs": ("at least 1", self.epochs >= 1),
-            "steps": ("at least 1, or None", self.steps is None or self.steps >= 1),
-            "temperature": ("above 0", self.temperature > 0),
-            "alpha": ("between 0 and 1", 0 <= self.alpha <= 1),
-            "learning_rate": ("above 0", self.learning_rate > 0),
-            "weight_decay": ("at least 0", self.weight_decay >= 0),
-            "warmup": ("at least 0 and below 1", 0 <= self.warmup < 1),
-            "clip": ("above 0, or None", self.clip is None or self.clip > 0),
-            "features": ("at least 0", self.features >= 0),
-            "features_until": ("above 0 and at most 1", 0 < self.features_until <= 1),
-            "evaluate_every": (
-                "at least 1, or None",
-                self.evaluate_every is None or self.evaluate_every >= 1,
-            ),
-            "patience": ("at least 1, or None", self.patience is None or self.patience >= 1),
-            "ema": ("between 0 and 1, or None", self.ema is None or 0 < self.ema < 1),
-            "gradual": (
-                "above 0 and below 1, or None",
-                self.gradual is None or 0 < self.gradual < 1,
-            ),
-            "accumulate": ("at least 1", self.accumulate >= 1),
-            "checkpoint_every": ("at least 1", self.checkpoint_every >= 1),
-            "precision": (" or ".join(get_args(Precision)), self.precision in get_args(Precision)),
-            "schedule": (" or ".join(get_args(Schedule)), self.schedule in get_args(Schedule)),
-            "objective": (" or ".join(get_args(Kind)), self.objective in get_args(Kind)),
-            "embedding_loss": (
-                " or ".join(get_args(EmbeddingLoss)),
-                self.embedding_loss in get_args(EmbeddingLoss),
-            ),
-        }
-        for option, (allowed, holds) in accepted.items():
-            if not holds:
-                raise DistillError(f"{option}={getattr(self, option)!r} must be {allowed}.")
-        if self.patience is not None and self.metric is None:
-            raise DistillError("patience needs a metric to watch: give metric=, or leave it out.")
+        refuse_options(self)
         refuse_unbatched(self.train_loader)
 
     def run(self, state: Compilation) -> PassResult:
@@ -225,7 +182,7 @@ class Distill(Pass):
         stays zero. `grown`: the full-size model that is trained first. `planned`: by which
         checkpoints of another plan are told."""
         started = time.perf_counter()
-        refuse_shared(student, original)
+        refuse_shared(student, original, self.dropout)
         asked = teacher_on(original, self.device)
         inside, outside = Features(paths), Features(paths)
         teacher = Teacher(asked, outside, self.teacher_cache)
@@ -293,11 +250,20 @@ class Distill(Pass):
         if training.begin:
             details["steps of the growing mask"] = training.begin
             summary += f" after {training.begin} with a growing mask"
+        lost = [path for path in paths if path in training.untaught]
+        if lost:
+            details["features"] = [path for path in paths if path not in training.untaught]
+            details["features without a gradient"] = lost
+        if objective.labels == "unused":
+            summary += "; the labels were not used"
         if watch.values:
             details["metric"] = [list(point) for point in watch.values]
-            summary += f"; metric {watch.values[0][1]:.4g} -> {watch.best:.4g}"
-            if watch.best_step < total:
-                summary += f" at step {watch.best_step}, which was kept"
+            if not watch.kept:
+                summary += "; the metric never was a number, and the last weights were kept"
+            else:
+                summary += f"; metric {watch.values[0][1]:.4g} -> {watch.best:.4g}"
+                if watch.best_step < total:
+                    summary += f" at step {watch.best_step}, which was kept"
         if training.progress.stopped:
             summary += f"; stopped early, {training.total} were planned"
         if training.progress.resumed_at:

@@ -142,35 +142,6 @@ def test_the_student_learns_statistics_and_returns_to_its_modes(
     assert student[1].num_batches_tracked == 6
 
 
-class Dropping(nn.Module):
-    """Drops as a layer, as a function, and between recurrent layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5))
-        self.recurrent = nn.GRU(8, 8, num_layers=2, dropout=0.5, batch_first=True)
-        self.last = nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = F.dropout(self.layer(x), 0.5, self.training)
-        return self.last(self.recurrent(hidden.unsqueeze(1))[0][:, 0])
-
-
-def test_nothing_drops_unless_asked() -> None:
-    torch.manual_seed(0)
-    start = Dropping()
-
-    def trained(seed: int, dropout: bool) -> list[Tensor]:
-        student = copy.deepcopy(start)
-        distil(student, mlp(16), [(X[:8], Y[:8])], seed=seed, dropout=dropout)
-        assert student.recurrent.dropout == 0.5
-        return weights(student)
-
-    assert same(trained(0, False), trained(1, False))
-    assert not same(trained(0, True), trained(1, True))
-    assert not same(trained(0, True), trained(0, False))
-
-
 def test_frozen_parameters_stay_frozen() -> None:
     student = mlp(8)
     student[0].requires_grad_(False)

@@ -34,12 +34,15 @@ def shuffled() -> DataLoader[Any]:
 
 
 def test_feature_loss_is_the_mean_of_normalised_squared_errors() -> None:
+    trained = nn.Parameter(torch.ones(()))
     s = {"a": [torch.tensor([[1.0, 2.0]])], "b": [torch.zeros(1, 3), torch.ones(1, 3)]}
+    s = {path: [value * trained for value in values] for path, values in s.items()}
     t = {"a": [torch.tensor([[1.0, 0.0]])], "b": [torch.ones(1, 3), torch.ones(1, 3)]}
     loss = feature_loss(s, t, {})
     assert loss is not None
     assert loss.item() == pytest.approx((4 / 1 + 3 / 3 + 0) / 3)
-    assert feature_loss({"a": [torch.zeros(1, 5)]}, t, {}) is None  # another width is no pair
+    other = {"a": [torch.zeros(1, 5) * trained], "b": [torch.zeros(1, 3)]}
+    assert feature_loss(other, t, {}) is None  # another width, and one that nothing trains
 
 
 def test_a_decoder_without_a_mask_counts_what_has_a_label() -> None:
@@ -61,6 +64,7 @@ def test_a_decoder_without_a_mask_counts_what_has_a_label() -> None:
 def test_padding_does_not_count_in_features() -> None:
     mask = torch.tensor([[1, 0]])
     s, t = torch.tensor([[[1.0], [9.0]]]), torch.tensor([[[2.0], [1.0]]])
+    s.requires_grad_()
     loss = feature_loss({"a": [s]}, {"a": [t]}, {"attention_mask": mask})
     assert loss is not None
     assert loss.item() == pytest.approx(1 / 4)
@@ -167,7 +171,7 @@ def test_a_metric_may_run_the_original(tmp_path: pathlib.Path) -> None:
 
 
 def test_an_average_that_is_read_back_stays_where_it_is() -> None:
-    average = Average(0.5, [torch.ones(3)])
+    average = Average(0.5, lambda: [torch.ones(3)])
     own = average.kept[0]
     average.load_state_dict({"kept": [torch.full((3,), 2.0)]})
     assert average.kept[0] is own

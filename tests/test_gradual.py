@@ -21,9 +21,9 @@ from prunec.compiler import PassManager, Result, capture
 from prunec.compiler.capture.batches import split_batch
 from prunec.compiler.compilation import Compilation
 from prunec.passes.distillation import masks
-from prunec.passes.distillation.borrowed import in_mode
 from prunec.passes.distillation.losses import DistillError
 from prunec.passes.distillation.masks import GrowingMask, share_masked
+from prunec.passes.distillation.modes import in_mode
 
 Seen = dict[str, list[Any]]
 

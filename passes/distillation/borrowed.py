@@ -1,11 +1,13 @@
-"""What a training run borrows and gives back: modes, device, random state, the good weights."""
+"""What a training run borrows and gives back: device, random states, the good weights."""
 
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -13,49 +15,6 @@ from ...compiler.capture.batches import Device
 from .losses import DistillError
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-
-
-@contextmanager
-def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Every module in train or eval mode; afterwards each is back in its own former mode."""
-    former = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in former:
-            module.training = mode
-
-
-@contextmanager
-def in_training(model: nn.Module, *, dropout: bool) -> Iterator[None]:
-    """Train mode; without `dropout` only where learning needs it, and eval mode for all else, so
-    that dropout, stochastic depth and masked inputs are off however a class writes them.
-
-    Train mode is needed by running statistics, by layers that recompute their values (gradient
-    checkpointing), and by recurrent layers on CUDA, which meanwhile drop nothing between them.
-    """
-    recurrent = [m for m in model.modules() if isinstance(m, nn.RNNBase)]
-    rates = [module.dropout for module in recurrent]
-    with in_mode(model, training=True):
-        if not dropout:
-            for module in model.modules():
-                module.training &= _needs_train_mode(module)  # a class may have frozen some
-            for module in recurrent:
-                module.dropout = 0.0
-        try:
-            yield
-        finally:
-            for module, rate in zip(recurrent, rates, strict=True):
-                module.dropout = rate
-
-
-def _needs_train_mode(module: nn.Module) -> bool:
-    return (
-        "running_mean" in module._buffers
-        or isinstance(module, nn.RNNBase)
-        or bool(getattr(module, "gradient_checkpointing", False))
-    )
 
 
 @contextmanager
@@ -100,46 +59,62 @@ def device_of(model: nn.Module) -> torch.device:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """The random state seeded inside, and outside as if nothing had been drawn."""
+    """The random states of torch, numpy and Python seeded inside, and outside as if nothing had
+    been drawn."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=list(devices)):
-        torch.manual_seed(seed)
-        yield
+    of_python, of_numpy = random.getstate(), numpy.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=list(devices)):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            numpy.random.seed(seed % 2**32)
+            yield
+    finally:
+        random.setstate(of_python)
+        numpy.random.set_state(of_numpy)
 
 
 class LastGood:
     """A copy of what training changes: the trainable parameters, and the buffers (statistics)."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.live: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-        self.live += model.buffers()
-        self.kept = [tensor.detach().clone() for tensor in self.live]
+        self._model = model
+        self._trained = [p for p in model.parameters() if p.requires_grad]
+        self.kept = [tensor.detach().clone() for tensor in self.live()]
+
+    def live(self) -> list[Tensor]:
+        """The tensors as they are now: a norm may put new ones in the place of its buffers."""
+        return [*self._trained, *self._model.buffers()]
 
     @torch.no_grad()
     def keep(self) -> None:
-        for kept, live in zip(self.kept, self.live, strict=True):
+        for kept, live in zip(self.kept, self.live(), strict=True):
             kept.copy_(live)
 
     @torch.no_grad()
     def restore(self) -> None:
-        for kept, live in zip(self.kept, self.live, strict=True):
+        for kept, live in zip(self.kept, self.live(), strict=True):
             live.copy_(kept)
 
     def is_finite(self) -> bool:
         """Whether the model, as it is now, has only finite parameters."""
-        return all(
-            bool(tensor.isfinite().all())
-            for tensor in self.live
-            if isinstance(tensor, nn.Parameter)
-        )
+        return all(bool(parameter.isfinite().all()) for parameter in self._trained)
 
 
-def refuse_shared(student: nn.Module, teacher: nn.Module) -> None:
-    """Refuse a student whose training would write into the teacher's memory.
+def refuse_shared(student: nn.Module, teacher: nn.Module, dropout: bool) -> None:
+    """Refuse a student whose training would write into the teacher's memory, or change its modes.
 
     Raises:
-        DistillError: a trainable parameter or a running statistic lies in the teacher's storage.
+        DistillError: a trainable parameter or a running statistic lies in the teacher's storage, or
+            with `dropout` a module is part of both.
     """
+    own = set(teacher.modules()) if dropout else set()
+    shared = [name for name, module in student.named_modules() if module in own]
+    if shared:
+        raise DistillError(
+            f"{shared[0] or 'The smaller model'} is part of both models, and with dropout=True the"
+            " original would drop as well: distil a copy.deepcopy of it."
+        )
     owned = {_storage(tensor) for tensor in (*teacher.parameters(), *teacher.buffers())}
     written = [(name, p) for name, p in student.named_parameters() if p.requires_grad]
     written += [(name, b) for name, b in student.named_buffers() if name.endswith(_STATISTICS)]

@@ -102,13 +102,14 @@ class Features:
 def feature_loss(student: Values, teacher: Values, arguments: Mapping[str, Any]) -> Tensor | None:
     """The mean over all pairs of |s - t|² / |t|², padding left out; None without a pair.
 
-    Pairs are values of one module and call that have the same shape in both models. Source: global
+    Pairs are values of one module and call that have the same shape in both models; those that lead
+    to no trainable parameter (frozen layers, reentrant checkpointing) do not count. Source: global
     AdaPrune, Frantar and Alistarh, "SPDY" (2022).
     """
     losses: list[Tensor] = []
     for path, answers in teacher.items():
         for own, answer in zip(student.get(path, ()), answers, strict=False):
-            if own.shape == answer.shape:
+            if own.shape == answer.shape and own.requires_grad:
                 own, answer = classes_last(own), classes_last(answer.to(own.device))
                 mask = position_mask(arguments, own, decoder="decoder" in path)
                 losses.append(embedding_loss(own, answer, "mse", mask=mask))

@@ -24,7 +24,8 @@ Kind = Literal["auto", "logits", "embedding"]
 
 @dataclass
 class Objective:
-    """The loss of one batch; "auto" is decided on the first batch and kept.
+    """The loss of one batch; "auto" is decided on the first batch and kept, the use of labels on
+    the first that has any.
 
     "auto" is "logits" where there are class labels or the output is named logits, otherwise
     "embedding". Float labels and outputs one value wide are "embedding" too: regression and
@@ -56,36 +57,50 @@ class Objective:
         """
         matches = matched_outputs(student, teacher, self.output)
         if not self.outputs:
-            self._decide(matches, labels, arguments)
+            self._decide(matches, labels)
+        if labels is not None and self.labels == "none":
+            self.labels = self._use_of(labels, matches, arguments)
+        if self.labels in ("none", "unused"):
+            labels = None
         losses = [self._loss(match, labels, arguments) for match in matches]
         return torch.stack(losses).mean()
 
-    def _decide(
-        self, matches: list[Match], labels: Tensor | None, arguments: Mapping[str, Any]
-    ) -> None:
+    def _decide(self, matches: list[Match], labels: Tensor | None) -> None:
         self.outputs = tuple(match.name for match in matches)
-        classes = classes_last(matches[0].teacher, labels)
         if self.kind == "auto":
             named = labels is not None or all(match.is_logits for match in matches)
             continuous = labels is not None and labels.is_floating_point()
+            classes = classes_last(matches[0].teacher, labels)
             softmax = named and not continuous and classes.shape[-1] > 1
             self.kind = "logits" if softmax else "embedding"
-        if labels is None:
-            self.labels = "none"
-        elif self.kind == "embedding":
-            self.labels = "unused"
-        elif len(matches) > 1:
+
+    def _use_of(self, labels: Tensor, matches: list[Match], arguments: Mapping[str, Any]) -> str:
+        """What labels are for, by the first batch that has any."""
+        if self.kind == "embedding":
+            if self.alpha == 0:
+                raise DistillError(
+                    "alpha=0 asks for the labels alone, which the distance of embeddings does not"
+                    ' use: give class indices with objective="logits", or leave alpha out.'
+                )
+            return "unused"
+        if len(matches) > 1:
             raise DistillError(
                 f"Labels cannot belong to all of the outputs {', '.join(self.outputs)}:"
                 " drop them from the batches, or name one output with output=."
             )
-        else:
-            shifted = classes.ndim == 3 and repeat_input(labels, arguments)
-            self.labels = "next token" if shifted else "used"
+        if not bool((labels != IGNORED).any()):
+            return "none"
+        classes = classes_last(matches[0].teacher, labels)
+        return "next token" if classes.ndim == 3 and repeat_input(labels, arguments) else "used"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("kind", "outputs", "labels")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
 
     def _loss(self, match: Match, labels: Tensor | None, arguments: Mapping[str, Any]) -> Tensor:
-        if self.kind == "embedding":
-            labels = None
         student = classes_last(match.student, labels)
         teacher = classes_last(match.teacher.to(student.device), labels)
         mask = position_mask(arguments, student)

@@ -39,7 +39,7 @@ class Teacher:
         self.model, self.features = model, features
         self.device = device_of(model)
         self.cache = None if cache is None else pathlib.Path(cache)
-        self._key = _fingerprint(model, features.paths) if cache is not None else ""
+        self._key = content_digest(fingerprint(model), features.paths) if cache is not None else ""
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Values]:
         """The model's output for a batch, and its features."""
@@ -60,9 +60,16 @@ class Teacher:
         return outputs, features
 
 
-def _fingerprint(model: nn.Module, paths: list[str]) -> str:
-    """Of the teacher's weights and of what is read from it."""
-    return content_digest(paths, dict(model.named_parameters()), dict(model.named_buffers()))
+def fingerprint(model: nn.Module) -> str:
+    """A digest of the model's tensors and of the plain values its modules hold."""
+    plain = {
+        f"{name}.{key}": value
+        for name, module in model.named_modules()
+        for key, value in sorted(vars(module).items())
+        if not key.startswith("_") and key != "training"
+        if isinstance(value, (bool, int, float, str))
+    }
+    return content_digest(plain, dict(model.named_parameters()), dict(model.named_buffers()))
 
 
 def _write(place: pathlib.Path, outputs: dict[str, Tensor], features: Values) -> None:

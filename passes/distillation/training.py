@@ -7,20 +7,20 @@ import dataclasses
 import itertools
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from ...compiler.capture.batches import named_arguments, split_batch
+from ...compiler.digest import content_digest
+from .accelerated import accelerator, leave, shared, take, without_autocast
 from .average import Average
 from .borrowed import LastGood
 from .checkpoints import Checkpoints
@@ -29,7 +29,7 @@ from .losses import DistillError
 from .masks import Mask
 from .objective import Objective
 from .steps import batches, learning_rate_factor, total_steps
-from .teacher import Teacher
+from .teacher import Teacher, fingerprint
 from .validation import Watch
 
 if TYPE_CHECKING:
@@ -50,25 +50,6 @@ class Progress:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.losses, self.stopped = list(state["losses"]), state["stopped"]
         self.resumed_at = len(self.losses)
-
-
-@contextmanager
-def accelerator(options: Distill, device: torch.device) -> Iterator[Accelerator]:
-    """accelerate for this run; its global state is left as it was found."""
-    fresh = not AcceleratorState._shared_state
-    made = Accelerator(
-        cpu=device.type == "cpu",
-        device_placement=False,
-        mixed_precision=options.precision,
-        gradient_accumulation_steps=options.accumulate,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-        step_scheduler_with_optimizer=False,
-    )
-    try:
-        yield made
-    finally:
-        if fresh:
-            AcceleratorState._reset_state(made.num_processes == 1)
 
 
 class Training:
@@ -101,6 +82,7 @@ class Training:
         self.watch = Watch(options.metric if self.final else None, options.patience)
         self.total = self.begin = self.end = 0
         self.subject = student  # what is measured: sharded it is a copy
+        self.untaught: set[str] = set()  # modules whose values lead to no trainable parameter
 
     def run(
         self,
@@ -111,7 +93,7 @@ class Training:
         """Train, and give the optimizer; `advance(step, total, loss)` is called after each step."""
         options = self.options
         with accelerator(options, device) as made:
-            loader = _share(made, options.train_loader)
+            loader = shared(made, options.train_loader)
             self.total = total_steps(loader, options.epochs, options.steps, options.accumulate)
             self.begin, self.end = (round(share * self.total) for share in self.span)
             if self.begin == self.end:
@@ -132,7 +114,7 @@ class Training:
                 )
             # a copy, since the dense graph and the module made from it share their tensors
             subject = copy.deepcopy(self.student) if sharded else self.student
-            own_forward = "forward" in vars(subject)
+            own_forward = take(subject)
             optimizer = plain = optimizer_of(subject)
             optimizer.zero_grad()  # of the caller's own backward passes
             model, optimizer = made.prepare(subject, optimizer)
@@ -145,19 +127,20 @@ class Training:
             )
             self.good = LastGood(subject)
             self.average = Average(options.ema if self.final else None, self.good.live)
-            made.register_for_checkpointing(schedule, self.progress, self.watch, self.average)
+            made.register_for_checkpointing(
+                schedule, self.progress, self.watch, self.average, self.objective
+            )
             try:
                 with self.features.attached(subject):
                     self._steps(made, model, optimizer, schedule, loader, device, advance)
                 with self.average.in_place(stay=True):
-                    self.watch.restore(self.good.live)
+                    self.watch.restore(self.good.live())
                 if not self.good.is_finite():
                     raise self._diverged()
             finally:
                 optimizer.zero_grad()
                 made.unwrap_model(model, keep_fp32_wrapper=False)
-                if not own_forward:  # left behind by accelerate: the class has it
-                    vars(subject).pop("forward", None)
+                leave(subject, own_forward)
             if sharded:
                 whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
                 self.student.load_state_dict(whole, strict=False)
@@ -175,13 +158,14 @@ class Training:
     ) -> None:
         options, progress = self.options, self.progress
         weights = list(model.parameters())  # as accelerate compares them where they are sharded
-        checkpoints = Checkpoints(
-            self._directory(), options.checkpoint_every, self._identity(made.num_processes)
-        )
+        feed = batches(loader, self.total * options.accumulate, options.seed)
+        first = next(feed)
+        feed = itertools.chain([first], feed)
+        identity = {} if self.place is None else self._identity(made.num_processes, first)
+        checkpoints = Checkpoints(self._directory(), options.checkpoint_every, identity)
         every = options.evaluate_every or max(1, self.total // 10)
         newest = checkpoints.newest()
         done = (self.begin if newest is None else newest) * options.accumulate
-        feed = batches(loader, self.total * options.accumulate, options.seed)
         for _ in itertools.islice(feed, done):
             pass  # the same batches in the same order, up to where the run had come
         if newest is not None:
@@ -226,9 +210,14 @@ class Training:
             checkpoints.save(made, step, last or progress.stopped)
 
     def _look(self, step: int) -> bool:
-        """Measure; gives whether to go on. The metric may run either model."""
-        with self.features.paused(), self.teacher.features.paused():
-            return self.watch.look(self.subject, step, self.good.live)
+        """Measure, without autocast, which the model will not have; gives whether to go on. The
+        metric may run either model."""
+        with (
+            without_autocast(self.subject),
+            self.features.paused(),
+            self.teacher.features.paused(),
+        ):
+            return self.watch.look(self.subject, step, self.good.live())
 
     def _along(self, step: int) -> float:
         """The share of this part's steps that are done."""
@@ -247,6 +236,9 @@ class Training:
         self.features.take()
         loss = self.objective(model(*args, **kwargs), answer, labels, arguments)
         found = self.features.take()
+        for path, values in found.items():
+            if not any(value.requires_grad for value in values):
+                self.untaught.add(path)
         weight = self._feature_weight(step)
         if weight > 0:
             inner = feature_loss(found, wanted, arguments)
@@ -274,39 +266,19 @@ class Training:
             " put back: lower learning_rate, or look for bad values in that batch."
         )
 
-    def _identity(self, processes: int) -> dict[str, Any]:
+    def _identity(self, processes: int, first: Any) -> dict[str, Any]:
+        """What a run must have in common with that of a checkpoint; `first`: its first batch. Of a
+        stream, whose batches need not come again, the data is not part of it."""
+        loader = self.options.train_loader
+        again = isinstance(loader, (Sequence, DataLoader))
+        data = broadcast_object_list([content_digest(first) if again else ""])[0]
         ignored = ("progress", "checkpoint", "checkpoint_every", "device", "teacher_cache")
         return {
             "options": {k: v for k, v in self.options.options().items() if k not in ignored},
             "steps": self.total,
             "processes": processes,
             "plan": self.planned,
+            "original": fingerprint(self.teacher.model),
+            "data": data,
             "shapes": {n: list(p.shape) for n, p in self.student.named_parameters()},
         }
-
-
-def _share(made: Accelerator, loader: Iterable[Any]) -> Iterable[Any]:
-    """What this process reads of the loader: every n-th batch."""
-    if made.num_processes == 1:
-        return loader
-    if isinstance(loader, DataLoader):
-        return made.prepare_data_loader(loader, device_placement=False)
-    return _Share(loader, made.process_index, made.num_processes)
-
-
-class _Share:
-    """Every `of`-th batch from the `rank`-th on, as many for each process."""
-
-    def __init__(self, loader: Iterable[Any], rank: int, of: int) -> None:
-        self.loader, self.rank, self.of = loader, rank, of
-
-    def __len__(self) -> int:
-        return len(self.loader) // self.of  # type: ignore[arg-type]
-
-    def __iter__(self) -> Iterator[Any]:
-        group: list[Any] = []
-        for batch in self.loader:
-            group.append(batch)
-            if len(group) == self.of:
-                yield group[self.rank]
-                group = []

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .modes import in_mode
+
 
 @dataclasses.dataclass
 class Watch:
@@ -30,14 +32,8 @@ class Watch:
         """Measure; gives whether to go on. A metric that is not a number counts as none better."""
         if self.metric is None:
             return True
-        modes = [(m, m.training) for m in student.modules()]
-        student.eval()
-        try:
-            with torch.no_grad():
-                value = float(self.metric(student))
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        with in_mode(student, training=False), torch.no_grad():
+            value = float(self.metric(student))
         self.values.append((step, value))
         if value > self.best:
             self.best, self.best_step = value, step
