@@ -184,7 +184,8 @@ class Report:
                 "ONNX == module",
                 f"{self.onnx.max_rel_error:.1e}",
                 "onnxruntime",
-                f"largest difference {self.onnx.max_abs_error:.1e}, opset {self.onnx.opset}",
+                f"largest difference {self.onnx.max_abs_error:.1e}, opset {self.onnx.opset}, "
+                + "; ".join([self.onnx.axes(), *self.onnx.notes]),
             )
         if self.int8 is not None:
             table.add_row(

@@ -130,10 +130,12 @@ class Result:
             with tempfile.TemporaryDirectory(prefix="prunec-") as scratch:
                 if runtime == "onnxruntime":
                     pair = [pathlib.Path(scratch) / "original.onnx", onnx]
-                    export_onnx(self.source, args, kwargs, pair[0])
+                    found = [export_onnx(self.source, args, kwargs, pair[0]), self.report.onnx]
                     if pair[1] is None:
                         pair[1] = pathlib.Path(scratch) / "result.onnx"
-                        self._export(pair[1])
+                        found[1] = self._export(pair[1])
+                    if not all(file is None or file.dynamic_batch for file in found):
+                        batches = [None]
                     files = {"onnx_before": pair[0], "onnx_after": pair[1]}
                 for batch in batches:
                     self.measure(runtime, batch, **files, **options)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import json
 import logging
 import warnings
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from prunec.compiler.errors import ExportError
 from prunec.compiler.onnx_files import export as onnx_export_module
 from prunec.compiler.onnx_files.export import export_onnx
-from prunec.compiler.onnx_files.parity import prove_parity
+from prunec.compiler.onnx_files.parity import Parity, prove_parity
 from prunec.compiler.onnx_files.session import OnnxSession
 
 
@@ -131,22 +130,55 @@ def test_transformers_model_with_a_constant_and_keywords_in_another_order(tmp_pa
     assert report.max_rel_error < 1e-4
 
 
+class Tokens(nn.Module):
+    """Token ids and boxes of one length, another sequence, a flag that goes through **kwargs."""
+
+    def __init__(self, fixed: bool = False) -> None:
+        super().__init__()
+        self.table, self.fixed = nn.Embedding(9, 4), fixed
+
+    def forward(self, ids: Tensor, boxes: Tensor, other: Tensor, **flags: bool) -> Tensor:
+        x = self.table(ids) + boxes.to(torch.float32)
+        if self.fixed:
+            x = x + torch.ones(7, 1)
+        return x.mean(1) + self.table(other).mean(1) * (2 if flags.get("double") else 1)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_sequences_have_any_length_where_the_model_allows(tmp_path, fixed: bool) -> None:
+    ids, other = torch.randint(0, 9, (2, 7)), torch.randint(0, 9, (2, 5))
+    call = {"ids": ids, "boxes": torch.ones(2, 7, 4, dtype=torch.long), "other": other}
+    report = export_onnx(Tokens(fixed).eval(), (), call | {"double": True}, tmp_path / "m.onnx")
+    assert (report.dynamic_batch, report.dynamic_sequence) == (True, not fixed)
+    shapes = [shape for _, shape, _ in OnnxSession(tmp_path / "m.onnx").signature()]
+    if fixed:
+        assert shapes == [("batch", 7), ("batch", 7, 4), ("batch", 5)]
+        assert "sequences have the fixed length 7 and 5" in report.notes[0]
+    else:
+        assert shapes == [("batch", "sequence"), ("batch", "sequence", 4), ("batch", "sequence_2")]
+        assert not report.notes
+
+
 def test_parity_sees_other_weights_nan_and_shapes(tmp_path, monkeypatch) -> None:
     path, model, x = tmp_path / "net.onnx", nn.Linear(3, 4), torch.randn(2, 3)
     export_onnx(model, (x,), {}, path)
-    prove = functools.partial(prove_parity, batches=[2, 3], tolerance=1e-3)
-    assert prove(model, (x,), {}, path).max_rel_error < 1e-5
+    calls = {"the example": ((x,), {}), "batch 3": ((torch.randn(3, 3),), {})}
+
+    def prove(model: nn.Module, tolerance: float = 1e-3) -> Parity:
+        return prove_parity(model, calls, path, tolerance=tolerance)
+
+    assert prove(model).max_rel_error < 1e-5
     off = copy.deepcopy(model)
     off.load_state_dict({name: value * 1.01 for name, value in model.state_dict().items()})
-    with pytest.raises(ExportError, match=r"'output' at batch 2: 9.9e-03 of its largest value"):
-        prove(off, (x,), {}, path)
-    assert prove(off, (x,), {}, path, tolerance=0.1).max_rel_error == pytest.approx(0.0099, 1e-2)
+    with pytest.raises(ExportError, match=r"in output 'output': 9.9e-03 of its largest value"):
+        prove(off)
+    assert prove(off, tolerance=0.1).max_rel_error == pytest.approx(0.0099, 1e-2)
     with pytest.raises(ExportError, match=r"gives shape \(2, 4\) .* the model \(2, 5\)"):
-        prove(nn.Linear(3, 5), (x,), {}, path)
+        prove(nn.Linear(3, 5))
     honest = OnnxSession.run
     monkeypatch.setattr(OnnxSession, "run", lambda *a: [v * torch.nan for v in honest(*a)])
     with pytest.raises(ExportError, match=r"gives NaN .* where the model does not"):
-        prove(model, (x,), {}, path)
+        prove(model)
 
 
 def test_a_file_that_disagrees_never_replaces_a_good_one(tmp_path, monkeypatch) -> None:

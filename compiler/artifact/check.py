@@ -48,7 +48,7 @@ def check_artifact(directory: pathlib.Path) -> list[Check]:
             checks.append(Check("module == graph", None, "-", 0, skipped=why))
     onnx = directory / "model.onnx"
     if onnx.exists():
-        parity = prove_parity(graph, args, kwargs, onnx, batches=[None], tolerance=1e-3)
+        parity = prove_parity(graph, {"example": (args, kwargs)}, onnx, tolerance=1e-3)
         checks.append(Check("ONNX == graph", parity.max_rel_error, "onnxruntime", 1))
     return checks
 

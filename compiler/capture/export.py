@@ -57,7 +57,7 @@ def export(
         ) from error
     attempts: list[tuple[str, Any]] = []
     errors: list[Exception] = []
-    with _quiet(), _no_fast_path(), _named_keywords(model, kwargs):
+    with _quiet(), _no_fast_path(), named_keywords(model, kwargs):
         if dynamic_shapes is not None:
             attempts.append(("torch.export (dynamic_shapes as given)", dynamic_shapes))
         else:
@@ -111,7 +111,7 @@ def automatic_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
 
 
 @contextlib.contextmanager
-def _named_keywords(model: nn.Module, kwargs: dict[str, Any]) -> Iterator[None]:
+def named_keywords(model: nn.Module, kwargs: dict[str, Any]) -> Iterator[None]:
     """Arguments that forward takes through its **kwargs, as arguments of their own: torch.export
     loses the dynamic shapes of a call that has some."""
     signature = inspect.signature(model.forward)

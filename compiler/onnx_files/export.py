@@ -11,20 +11,30 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from ..capture.batch import batch_size, resize_batch
+from ..capture.batch import Arguments, batch_size, resize_batch
 from ..capture.eval_mode import eval_mode
+from ..capture.export import named_keywords
+from ..capture.sequence import sequence_lengths, shorten
 from ..cause import cause
 from ..errors import ExportError
-from .names import bind, in_order, input_tensors, rename
+from .names import bind, in_order, input_tensors, name_axes, rename
 from .parity import prove_parity, reference_outputs
 from .quiet import quiet
 
 # Protobuf ends at 2 GiB; beyond this many bytes the weights lie in a file beside the model.
 _EXTERNAL_ABOVE = 1_800_000_000
 
+BATCH, SEQUENCE = "batch", "sequence"
 # Core ATen comes second: it splits fused ops, but some graphs convert only that way (a `reshape`
 # of a permuted tensor, as in Swin's shifted windows, becomes a `view` that does not fit).
-_ATTEMPTS = (("batch", False), ("batch", True), (None, False), (None, True))
+_ATTEMPTS: tuple[tuple[tuple[str, ...], bool], ...] = (
+    ((BATCH, SEQUENCE), False),
+    ((BATCH,), False),
+    ((BATCH, SEQUENCE), True),
+    ((BATCH,), True),
+    ((), False),
+    ((), True),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +42,7 @@ class OnnxReport:
     """What was exported and how far it is from the model.
 
     `bytes` counts the model file and its data file. `inputs` and `outputs` are names in order.
+    `dynamic_sequence`: token inputs may have any length; False where there are none.
     `max_abs_error` and `max_rel_error` are the worst over all outputs and all batch sizes tried;
     the relative one is against the largest value of the output.
     """
@@ -42,9 +53,16 @@ class OnnxReport:
     inputs: list[str]
     outputs: list[str]
     dynamic_batch: bool
+    dynamic_sequence: bool
     max_abs_error: float
     max_rel_error: float
     notes: list[str]
+
+    def axes(self) -> str:
+        """Which axes of the inputs may have any size, in words."""
+        found = {"batch": self.dynamic_batch, "sequence length": self.dynamic_sequence}
+        names = [name for name, dynamic in found.items() if dynamic]
+        return f"any {' and '.join(names)}" if names else "all sizes fixed"
 
     def to_json(self) -> dict[str, Any]:
         """All fields as JSON types."""
@@ -65,9 +83,10 @@ def export_onnx(
 
     `args`, `kwargs`: one call of `module.forward`. Tensors become inputs, named as the arguments;
     anything else (flags, None, sizes) is baked in. Outputs are the tensors of the result, named by
-    their path in it. Axis 0 of every input that has the batch size there becomes dynamic, unless
-    the exporter cannot: then the batch is fixed and `notes` says why. `opset`: the exporter's
-    choice when None. `tolerance`: largest relative error; half precision is granted 8 roundings.
+    their path in it. Axis 0 of every input that has the batch size there becomes dynamic, and
+    axis 1 of token inputs and what is as long, unless the exporter cannot: then it is fixed and
+    `notes` says why. `dynamic_batch` False fixes all. `opset`: the exporter's choice when None.
+    `tolerance`: largest relative error; half precision is granted 8 roundings.
 
     Nothing appears at `path` that has not passed; weights above 1.8 GB go to "NAME.data" beside it.
 
@@ -78,48 +97,67 @@ def export_onnx(
     if not path.parent.is_dir():
         raise ExportError(f"There is no directory for {path.name}: create {path.parent} first.")
     args, kwargs = tuple(args), in_order(module, tuple(args), dict(kwargs or {}))
-    batch = batch_size(args, kwargs)
+    batch, lengths = batch_size(args, kwargs), sequence_lengths(args, kwargs)
+    possible = {BATCH: bool(dynamic_batch and batch), SEQUENCE: bool(dynamic_batch and lengths)}
     inputs = list(input_tensors(module, args, kwargs))
     with eval_mode(module), torch.no_grad():
         outputs = list(reference_outputs(module, args, kwargs))
     notes: list[str] = []
-    failures: list[ExportError] = []
-    for axis, decompose in _ATTEMPTS:
-        if axis and not (dynamic_batch and batch):
+    failures: dict[tuple[str, ...], ExportError] = {}
+    for axes, decompose in _ATTEMPTS:
+        if not all(possible[axis] for axis in axes):
             continue
-        others = [size for size in (1, (batch or 0) + 1) if size != batch] if axis else []
         # Beside the target, so that the final move stays within one file system.
         with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as scratch:
             draft = Path(scratch) / path.name
             try:
                 with eval_mode(module), torch.no_grad():
-                    program = _convert(module, args, kwargs, opset, axis, decompose)
+                    program = _convert(module, args, kwargs, opset, axes, decompose)
                     rename(program.model, inputs, outputs)
+                    name_axes(program.model, _names(module, args, kwargs, axes))
                     chosen = _write(program, draft, opset)
-                    parity = prove_parity(
-                        module, args, kwargs, draft, batches=[batch, *others], tolerance=tolerance
-                    )
+                    calls = _calls(args, kwargs, axes)
+                    parity = prove_parity(module, calls, draft, tolerance=tolerance)
             except ExportError as failure:
-                failures.append(failure)
+                failures.setdefault(axes, failure)  # the plain attempt tells most
                 continue
             size = _put_in_place(draft, path)
-        if failures and axis is None and dynamic_batch:
-            notes.append(f"the batch is fixed at {batch}: {failures[0]}")
+        if possible[SEQUENCE] and SEQUENCE not in axes:
+            sizes, why = " and ".join(map(str, lengths)), failures[(BATCH, SEQUENCE)]
+            notes.append(f"sequences have the fixed length {sizes}: {why}")
+        if possible[BATCH] and not axes:
+            notes.append(f"the batch is fixed at {batch}: {failures[(BATCH,)]}")
         if decompose:
-            notes.append(f"exported by way of core ATen: {failures[-1]}")
+            notes.append(f"exported by way of core ATen: {failures[axes]}")
         return OnnxReport(
             path=str(path),
             opset=chosen,
             bytes=size,
             inputs=parity.inputs,
             outputs=parity.outputs,
-            dynamic_batch=axis is not None,
+            dynamic_batch=BATCH in axes,
+            dynamic_sequence=SEQUENCE in axes,
             max_abs_error=parity.max_abs_error,
             max_rel_error=parity.max_rel_error,
             notes=[*notes, *parity.notes],
         )
-    # The plain attempt at a fixed batch tells most: the one after it is a workaround.
-    raise failures[-2]
+    raise failures[()]
+
+
+def _calls(
+    args: tuple[Any, ...], kwargs: dict[str, Any], axes: tuple[str, ...]
+) -> dict[str, Arguments]:
+    """What the file is compared on: the example, and other sizes of what is dynamic."""
+    calls: dict[str, Arguments] = {"the example": (args, kwargs)}
+    batch = batch_size(args, kwargs)
+    for size in (1, (batch or 0) + 1) if BATCH in axes else ():
+        if size != batch:
+            calls[f"batch {size}"] = resize_batch(args, kwargs, size)
+    if SEQUENCE in axes:
+        shorter = shorten(args, kwargs)
+        lengths = " and ".join(map(str, sequence_lengths(*shorter)))
+        calls[f"length {lengths or 1}"] = shorter
+    return calls
 
 
 def _convert(
@@ -127,43 +165,69 @@ def _convert(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     opset: int | None,
-    axis: str | None,
+    axes: tuple[str, ...],
     decompose: bool,
 ) -> Any:
-    """The exporter's ONNXProgram, with axis 0 of the batched inputs named `axis` if given."""
-    if axis and batch_size(args, kwargs) == 1:
+    """The exporter's ONNXProgram, in which `axes` have names."""
+    if axes and batch_size(args, kwargs) == 1:
         # torch.export takes a size of 1 for a constant.
         args, kwargs = resize_batch(args, kwargs, 2)
     batch = batch_size(args, kwargs)
+    lengths = sequence_lengths(args, kwargs) if SEQUENCE in axes else []
 
-    def axes(mark: Any) -> Any:
+    def shapes(mark: Any = None) -> Any:
+        """`mark` for every dynamic axis, by default its name."""
+
         def of(leaf: Any) -> Any:
-            batched = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == batch
-            return {0: mark} if batched else None
+            found = _axes(leaf, batch, lengths)
+            return {axis: mark or name for axis, name in found.items()} or None
 
-        return pytree.tree_map(of, bind(module, args, kwargs)) if axis else None
+        return pytree.tree_map(of, bind(module, args, kwargs)) if axes else None
 
     options: dict[str, Any] = {"dynamo": True, "verbose": False, "opset_version": opset}
     try:
-        with quiet():
+        with quiet(), named_keywords(module, kwargs):
             if not decompose:
                 program = torch.onnx.export(
-                    module, args, kwargs=kwargs or None, dynamic_shapes=axes(axis), **options
+                    module, args, kwargs=kwargs or None, dynamic_shapes=shapes(), **options
                 )
             else:
-                dynamic = axes(torch.export.Dim.DYNAMIC)
+                dynamic = shapes(torch.export.Dim.DYNAMIC)
                 exported = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic)
                 core = exported.run_decompositions()
-                program = torch.onnx.export(core, dynamic_shapes=axes(axis), **options)
+                program = torch.onnx.export(core, dynamic_shapes=shapes(), **options)
     except Exception as error:  # the exporter raises whatever its many parts raise
         raise ExportError(
             f"torch's ONNX exporter fails: {cause(error)}; rewrite that part of the model, or"
             " deliver it without ONNX."
         ) from error
     assert program is not None
-    if axis and not any(_is_symbolic(value.shape) for value in program.model.graph.inputs):
+    ends = [value.shape for value in program.model.graph.inputs]
+    if axes and not any(_is_symbolic(shape, 0) for shape in ends):
         raise ExportError("The model's graph holds for one batch size only.")
+    if SEQUENCE in axes and not any(_is_symbolic(shape, 1) for shape in ends):
+        raise ExportError("The model's graph holds for one length of sequences only.")
     return program
+
+
+def _axes(leaf: Any, batch: int | None, lengths: list[int]) -> dict[int, str]:
+    """The dynamic axes of an argument, with their names."""
+    if not isinstance(leaf, Tensor) or leaf.dim() == 0 or leaf.shape[0] != batch:
+        return {}
+    found = {0: BATCH}
+    if leaf.dim() > 1 and leaf.shape[1] in lengths:
+        place = lengths.index(leaf.shape[1])
+        found[1] = f"{SEQUENCE}_{place + 1}" if place else SEQUENCE
+    return found
+
+
+def _names(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], axes: tuple[str, ...]
+) -> list[dict[int, str]]:
+    """The names of each input's axes."""
+    lengths = sequence_lengths(args, kwargs) if SEQUENCE in axes else []
+    batch = batch_size(args, kwargs) if axes else None
+    return [_axes(leaf, batch, lengths) for leaf in input_tensors(module, args, kwargs).values()]
 
 
 def _write(program: Any, draft: Path, opset: int | None) -> int:
@@ -205,5 +269,5 @@ def _put_in_place(draft: Path, path: Path) -> int:
     return size
 
 
-def _is_symbolic(shape: Any) -> bool:
-    return shape is not None and len(shape) > 0 and not isinstance(shape[0], int)
+def _is_symbolic(shape: Any, axis: int) -> bool:
+    return shape is not None and len(shape) > axis and not isinstance(shape[axis], int)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.utils._pytree as pytree
@@ -109,6 +111,29 @@ def rename(model: Any, inputs: list[str], outputs: list[str]) -> None:
             taken.add(value.name)
     for value, name in zip(ends, final, strict=True):
         value.name = name
+
+
+def name_axes(model: Any, names: Sequence[Mapping[int, str]]) -> None:
+    """Give the symbols of an onnx_ir model's input shapes these names, by input and axis, wherever
+    they occur: the exporter keeps its own where an argument is no tensor."""
+    import onnx_ir
+
+    graph, new = model.graph, dict[str, str]()
+    for value, own in zip(graph.inputs, names, strict=True):
+        for axis, name in own.items():
+            symbol = getattr(value.shape[axis], "value", None) if value.shape is not None else None
+            if symbol is not None and symbol != name:
+                new[symbol] = name
+    if not new:
+        return
+    symbols = re.compile(r"\b(" + "|".join(map(re.escape, new)) + r")\b")
+    inner = [v for node in graph.all_nodes() for v in node.outputs]
+    for value in {id(v): v for v in (*graph.inputs, *graph.outputs, *inner)}.values():
+        for axis, size in enumerate(value.shape or ()):
+            symbol = getattr(size, "value", None)
+            if symbol is not None:
+                named = symbols.sub(lambda found: new[found[1]], symbol)
+                value.shape[axis] = onnx_ir.SymbolicDim(named)
 
 
 def _leaves(value: Any) -> list[tuple[list[str], Any]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..capture.batch import resize_batch
+from ..capture.batch import Arguments
 from ..cause import cause
 from ..errors import ExportError
 from .names import input_tensors, output_tensors
@@ -18,7 +19,7 @@ from .session import OnnxSession
 
 @dataclasses.dataclass(frozen=True)
 class Parity:
-    """The worst disagreement over all outputs and batch sizes, and what could not be compared.
+    """The worst disagreement over all outputs and calls, and what could not be compared.
 
     `max_rel_error` is relative to the largest finite value of the model's output.
     """
@@ -32,17 +33,15 @@ class Parity:
 
 def prove_parity(
     module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    calls: Mapping[str, Arguments],
     path: Path,
     *,
-    batches: list[int | None],
     tolerance: float,
 ) -> Parity:
-    """Compare the file with `module` (in eval mode, without gradients) at each batch size.
+    """Compare the file with `module` (in eval mode, without gradients) on each call.
 
-    The first of `batches` is the example's own (None: no batch axis). At another size the model
-    itself may refuse to run: that is noted, not an error.
+    `calls`: the first is the example; others, at other sizes, by what they are ("batch 3"). Those
+    the model itself may refuse to run: that is noted, not an error.
 
     Raises:
         ExportError: an output differs by more than `tolerance`, or is NaN on either side.
@@ -50,18 +49,17 @@ def prove_parity(
     session = OnnxSession(path)
     worst_abs = worst_rel = 0.0
     notes: list[str] = []
-    for place, batch in enumerate(batches):
-        call = (args, kwargs) if batch is None else resize_batch(args, kwargs, batch)
+    for place, (kind, call) in enumerate(calls.items()):
         try:
             expected = reference_outputs(module, *call)
         except ExportError:
             if place == 0:
                 raise
-            notes.append(f"batch {batch} was not compared: the model itself fails there")
+            notes.append(f"{kind} was not compared: the model itself fails there")
             continue
         actual = session.run(input_tensors(module, *call))
         for name, a, b in zip(session.outputs, expected.values(), actual, strict=True):
-            where = f"output '{name}'" + ("" if batch is None else f" at batch {batch}")
+            where = f"output '{name}'" + (f" at {kind}" if place else "")
             error_abs, error_rel = _errors(a, b, where)
             allowed = max(tolerance, _rounding(a.dtype))
             if error_rel > allowed:

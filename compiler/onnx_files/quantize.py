@@ -83,8 +83,8 @@ def quantize_onnx(
     given = [(call, feed) for call, feed in given if _fits(source, feed)]
     if not given:
         raise ExportError(
-            f"{source.name} takes none of the calibration batches: apart from the batch, their"
-            " shapes are not those it was exported with."
+            f"{source.name} takes none of the calibration batches: {_sizes(source)} was exported,"
+            " and the batches have other shapes; pad them to that (--pad-to)."
         )
     calls, feeds = [call for call, _ in given], [feed for _, feed in given]
     bits = weight_bits or (7 if products_saturate() else 8)
@@ -119,6 +119,10 @@ def _fits(source: Path, feed: dict[str, Tensor]) -> bool:
         and all(isinstance(a, str) or a == b for a, b in zip(shape, feed[name].shape, strict=True))
         for name, shape, _ in OnnxSession(source).signature()
     )
+
+
+def _sizes(source: Path) -> str:
+    return ", ".join(f"{name} {list(shape)}" for name, shape, _ in OnnxSession(source).signature())
 
 
 def _quantize(
