@@ -225,11 +225,11 @@ def bench(
     after: Annotated[str, typer.Argument(metavar="B", help="a MODEL or an .onnx file")],
     runtime: Annotated[str, typer.Option(help="torch, compile or onnxruntime")] = "torch",
     device: str = "cpu",
-    batch: Annotated[list[int] | None, typer.Option(help="batch sizes; default 1 and 32")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="batch sizes; default 1 and 32", min=1)] = None,
     inputs: Inputs = None,
 ) -> None:
     """Time A and B side by side, interleaved."""
-    bench_command(before, after, runtime, device, batch or [1, 32], inputs, console)
+    bench_command(before, after, runtime, device, batch, inputs, console)
 
 
 @app.command()
