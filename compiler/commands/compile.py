@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
-from ..artifact.save import refuse_foreign
+from ..artifact.save import SWEEP, refuse_file, refuse_foreign
 from ..capture.batches import to_device, unlabelled
 from ..capture.capture import capture
 from ..driver import compile
@@ -128,6 +128,7 @@ def compile_command(options: CompileOptions, console: Console) -> None:
 def _sweep(options: CompileOptions, console: Console) -> None:
     """Several targets from one set of scores: sweep.json and sweep.png in the directory."""
     targets = Target.parse_several(options.sweep or "", options.runtime, options.batch)
+    refuse_file(options.out)
     source = open_model(options.model, options.inputs)
     data, evaluate = _data(options, source), _evaluate(options, source, console)
     found = sweep(
@@ -145,10 +146,10 @@ def _sweep(options: CompileOptions, console: Console) -> None:
     )
     console.print(found.table())
     options.out.mkdir(parents=True, exist_ok=True)
-    written = options.out / "sweep.json"
+    written = options.out / SWEEP[0]
     written.write_text(json.dumps(found.to_json(), indent=1), encoding="utf-8")
     try:
-        written = found.plot(options.out / "sweep.png")
+        written = found.plot(options.out / SWEEP[1])
     except PlanError as error:
         console.print(f"note: {error}", highlight=False)
     console.print(f"sweep: {written}", highlight=False, soft_wrap=True)
