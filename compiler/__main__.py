@@ -225,7 +225,9 @@ def bench(
     after: Annotated[str, typer.Argument(metavar="B", help="a MODEL or an .onnx file")],
     runtime: Annotated[str, typer.Option(help="torch, compile or onnxruntime")] = "torch",
     device: str = "cpu",
-    batch: Annotated[list[int] | None, typer.Option(help="batch sizes; default 1 and 32", min=1)] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="batch sizes; default 1 and 32", min=1)
+    ] = None,
     inputs: Inputs = None,
 ) -> None:
     """Time A and B side by side, interleaved."""
