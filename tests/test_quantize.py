@@ -8,10 +8,12 @@ import onnx
 import pytest
 import torch
 from compiled import compress_tokens
+from saved import fix_checksum
 from tiny_models import tiny_bert
 from torch import nn
 
 from prunec import compiler, passes
+from prunec.compiler.artifact.check import check_artifact
 from prunec.compiler.errors import ExportError
 from prunec.compiler.onnx_files import quantize
 from prunec.compiler.onnx_files.export import export_onnx
@@ -31,6 +33,11 @@ def convolutions() -> nn.Module:
         nn.ReLU(),
         nn.Linear(128, 10),
     ).eval()
+
+
+class Negated(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return -x
 
 
 IMAGES = [torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)]
@@ -116,6 +123,13 @@ def test_a_result_is_pruned_and_quantised_in_one_pipeline(tmp_path: pathlib.Path
     assert (place / "model.onnx").is_file()
     assert "int8 == model" in str(result.report)
     assert result.report.to_json()["int8"]["path"] == "model.int8.onnx"
+    checks = {check.name: check for check in check_artifact(place)}
+    assert 0 < (checks["int8 == graph (RMS)"].error or 0) < 0.1
+    export_onnx(
+        nn.Sequential(result.model, Negated()), (IMAGES[0],), None, place / "model.int8.onnx"
+    )
+    fix_checksum(place, "model.int8.onnx")
+    assert not check_artifact(place)[-1].passed
 
 
 @pytest.mark.slow

@@ -113,7 +113,7 @@ def compile_command(options: CompileOptions, console: Console) -> None:
         measure=options.measure,
         callback=lambda step, outcome, seconds: _progress(console, step, outcome, seconds),
     )
-    runtimes = ("onnxruntime",) if "onnx" in emitted and options.measure else ()
+    runtimes = ("onnxruntime",) if emitted - {"torch"} and options.measure else ()
     place = result.save(
         options.out,
         onnx="onnx" in emitted,
