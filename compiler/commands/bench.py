@@ -16,6 +16,7 @@ from ..measure.model_timing import compare_modules
 from ..measure.onnx_timing import compare_onnx_files, fixed_batch
 from ..measure.timing import Comparison
 from ..sources.model import Source
+from .device import check_device
 from .open_model import as_graph, open_model
 
 ATTEMPTS = 3  # at a steady timing
@@ -42,6 +43,7 @@ def bench_command(
             "one side is an ONNX file and the other is not; compare like with like: export both, "
             "or pass --runtime onnxruntime with two models."
         )
+    check_device(device, computes=not all(files))  # onnxruntime may have one that torch has not
     if all(files):
         own = fixed_batch(before)
         batches = batches or (BATCHES if own is None else (own,))
