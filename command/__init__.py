@@ -14,7 +14,7 @@ def main() -> None:
     asked = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not under nohup
     if asked:
         signal.signal(signal.SIGINT, _leave)
-    from prunec.compiler.__main__ import main as command
+    from ..compiler.__main__ import main as command
 
     if asked:
         signal.signal(signal.SIGINT, signal.default_int_handler)

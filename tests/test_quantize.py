@@ -35,9 +35,14 @@ def convolutions() -> nn.Module:
     ).eval()
 
 
-class Negated(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return -x
+def _negate(path: pathlib.Path) -> None:
+    """Let a file answer with the opposite sign."""
+    file = onnx.load(str(path))
+    name = file.graph.output[0].name
+    for node in file.graph.node:
+        node.output[:] = ["inner" if output == name else output for output in node.output]
+    file.graph.node.append(onnx.helper.make_node("Neg", ["inner"], [name]))
+    onnx.save(file, str(path))
 
 
 IMAGES = [torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)]
@@ -125,9 +130,7 @@ def test_a_result_is_pruned_and_quantised_in_one_pipeline(tmp_path: pathlib.Path
     assert result.report.to_json()["int8"]["path"] == "model.int8.onnx"
     checks = {check.name: check for check in check_artifact(place)}
     assert 0 < (checks["int8 == graph (RMS)"].error or 0) < 0.1
-    export_onnx(
-        nn.Sequential(result.model, Negated()), (IMAGES[0],), None, place / "model.int8.onnx"
-    )
+    _negate(place / "model.int8.onnx")
     fix_checksum(place, "model.int8.onnx")
     assert not check_artifact(place)[-1].passed
 

@@ -68,12 +68,13 @@ def _titled(source: Source) -> str:
 
 def _timed(a: Source, b: Source, runtime: str, device: str, batch: int) -> Comparison:
     """Both on A's arguments, which each has to run before either is timed."""
-    call = resize_batch(*to_device((tuple(a.args), dict(a.kwargs)), device), batch)
+    args, kwargs = to_device((tuple(a.args), dict(a.kwargs)), device)
+    args, kwargs = resize_batch(args, kwargs, batch)
     for source in (a, b):
         source.model.to(device).eval()
         try:
             with torch.inference_mode():
-                source.model(*call[0], **call[1])
+                source.model(*args, **kwargs)
         except Exception as error:  # whatever the model's own code raises
             raise MeasureError(
                 f"{source.name} does not run at batch {batch} on the inputs of {a.name} "

@@ -22,6 +22,6 @@ def check_device(name: str | None, computes: bool = True) -> None:
     except Exception as error:  # each back end has its own when it is not there
         cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         raise PlanError(
-            f"--device {name} cannot be computed on here ({cause(error)}): take one of "
-            f"{', '.join(['cpu', *cuda])}."
+            f"--device {name} cannot be computed on here ({cause(error)}): take "
+            f"{' or '.join(['cpu', *cuda])}."
         ) from error
