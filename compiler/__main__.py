@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
 
 import torch
@@ -13,6 +14,7 @@ from rich.console import Console
 from .capture.capture import capture
 from .commands.bench import bench_command
 from .commands.compile import CompileOptions, compile_command
+from .commands.interruption import interruptible
 from .commands.open_model import open_model
 from .commands.verify import verify_command
 from .errors import PrunecError
@@ -24,10 +26,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console(width=None if sys.stdout.isatty() else 120)  # files and pipes: whole tables
-# What changes nothing where only plans are made, by the option's name here.
+# Options that only some of a compile reads, by their names here.
 OF_A_COMPILE = ("emit", "rounds", "checkpoint", "floor", "steps", "learning_rate", "no_measure")
-NOT_PLANNED = {"sweep": (*OF_A_COMPILE, "dry_run"), "dry_run": ("rounds", "checkpoint")}
-INTERRUPTED = 130  # the exit code of a process ended by Ctrl-C
+OF_DATA = ("task", "columns", "max_length", "pad_to", "batch_size", "max_samples")
+OF_TRAINING = ("split", "steps", "learning_rate")
+INTERRUPTED = 130  # the exit code of a process ended by Ctrl-C; see also prunec.command
 
 Model = Annotated[
     str,
@@ -85,8 +88,10 @@ def compile_(
             "--column", help="ROLE=COLUMN of DATA: text, pair, tokens, label, target, image"
         ),
     ] = None,
-    max_length: Annotated[int | None, typer.Option(help="tokens a text is cut to")] = None,
-    pad_to: Annotated[int | None, typer.Option(help="pad every text to so many tokens")] = None,
+    max_length: Annotated[int | None, typer.Option(help="tokens a text is cut to", min=1)] = None,
+    pad_to: Annotated[
+        int | None, typer.Option(help="pad every text to so many tokens", min=1)
+    ] = None,
     eval_data: Annotated[
         str | None, typer.Option(help="data to judge original and result on, by the task's metric")
     ] = None,
@@ -104,13 +109,13 @@ def compile_(
     runtime: Annotated[
         str, typer.Option(help="torch, compile or onnxruntime, for a speed target")
     ] = "torch",
-    batch: Annotated[int | None, typer.Option(help="batch a speed target is for")] = None,
+    batch: Annotated[int | None, typer.Option(help="batch a speed target is for", min=1)] = None,
     inputs: Inputs = None,
     outputs: Outputs = None,
     untie_tables: UntieTables = False,
     exclude: Annotated[list[str] | None, typer.Option(help="dimensions left alone")] = None,
     round_to: Annotated[
-        int | None, typer.Option(help="keep widths that are multiples of it")
+        int | None, typer.Option(help="keep widths that are multiples of it", min=1)
     ] = None,
     uniform: Annotated[
         bool, typer.Option("--uniform", help="repeated layers keep equal widths")
@@ -128,11 +133,11 @@ def compile_(
         bool, typer.Option("--best-effort", help="a target out of reach gives the best there is")
     ] = False,
     steps: Annotated[
-        int | None, typer.Option(help="recovery steps on DATA; 0: no training")
+        int | None, typer.Option(help="recovery steps on DATA; 0: no training", min=0)
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="of the recovery")] = None,
-    batch_size: Annotated[int, typer.Option(help="samples a batch of DATA")] = 32,
-    max_samples: Annotated[int | None, typer.Option(help="of DATA")] = None,
+    batch_size: Annotated[int, typer.Option(help="samples a batch of DATA", min=1)] = 32,
+    max_samples: Annotated[int | None, typer.Option(help="of DATA", min=1)] = None,
     evaluate: Annotated[
         str | None, typer.Option(help="module:function on a model, higher is better")
     ] = None,
@@ -145,7 +150,15 @@ def compile_(
     """Compress MODEL to a target and write the artifact."""
     if (target is None) == (sweep is None):
         raise typer.BadParameter("give one of --target and --sweep", param_hint="--target")
-    _name_unused(context, "sweep" if sweep is not None else "dry_run" if dry_run else None)
+    if sweep is not None:
+        _name_unused(context, "with --sweep", (*OF_A_COMPILE, "dry_run"))
+    elif dry_run:
+        _name_unused(context, "with --dry-run", ("rounds", "checkpoint"))
+    if data is None:
+        unread = (*OF_TRAINING, *(OF_DATA if eval_data is None else ()))
+        _name_unused(context, "without --data", unread)
+    elif steps == 0:
+        _name_unused(context, "with --steps 0", ("learning_rate",))
     compile_command(
         CompileOptions(
             model=model,
@@ -188,13 +201,12 @@ def compile_(
     )
 
 
-def _name_unused(context: typer.Context, mode: str | None) -> None:
-    """Say which of the options given change nothing where nothing is rewritten."""
-    names = NOT_PLANNED.get(mode or "", ())
+def _name_unused(context: typer.Context, mode: str, names: Sequence[str]) -> None:
+    """Say which of these options, by their names here, were given and change nothing."""
+    words = {parameter.name: parameter.opts[0] for parameter in context.command.params}
     given = [n for n in names if str(context.get_parameter_source(n)).endswith("COMMANDLINE")]
     if given:
-        shown = ", ".join("--" + n.replace("_", "-") for n in given)
-        console.print(f"note: with --{mode}, nothing comes of {shown}".replace("_", "-"))
+        console.print(f"note: {mode}, nothing comes of {', '.join(words[n] for n in given)}")
 
 
 @app.command()
@@ -225,11 +237,13 @@ def bench(
     after: Annotated[str, typer.Argument(metavar="B", help="a MODEL or an .onnx file")],
     runtime: Annotated[str, typer.Option(help="torch, compile or onnxruntime")] = "torch",
     device: str = "cpu",
-    batch: Annotated[list[int] | None, typer.Option(help="batch sizes; default 1 and 32")] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="batch sizes; default 1 and 32", min=1)
+    ] = None,
     inputs: Inputs = None,
 ) -> None:
     """Time A and B side by side, interleaved."""
-    bench_command(before, after, runtime, device, batch or [1, 32], inputs, console)
+    bench_command(before, after, runtime, device, batch, inputs, console)
 
 
 @app.command()
@@ -245,20 +259,18 @@ def verify(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: errors raised on purpose end with one sentence and exit code 1."""
+    """Run the command: errors raised on purpose end with one sentence and exit code 1, Ctrl-C and
+    SIGTERM with 130."""
     torch.set_warn_always(False)
-    try:
-        code = app(args=arguments, standalone_mode=False)
-    except PrunecError as error:
-        _fail(error)
-    except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
-    except Exception as error:
-        usage: Any = getattr(error, "exit_code", None)
-        if usage is not None and hasattr(error, "format_message"):
-            _say(error.format_message())  # type: ignore[attr-defined]
-            sys.exit(usage)
-        _fail(error)
+    with interruptible() as interruption:
+        try:
+            code = app(args=arguments, standalone_mode=False)
+        except (KeyboardInterrupt, typer.Abort):
+            code = INTERRUPTED
+        except Exception as error:
+            if not interruption.asked:
+                _fail(error)
+            code = INTERRUPTED
     if code == INTERRUPTED:  # typer turns the exception into this code
         _say("interrupted; nothing was written")
     if code:
@@ -266,6 +278,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(error: Exception) -> NoReturn:
+    usage: Any = getattr(error, "exit_code", None)
+    if usage is not None and hasattr(error, "format_message"):
+        _say(error.format_message())  # type: ignore[attr-defined]
+        sys.exit(usage)
     if state["debug"]:
         raise error
     text = str(error) if isinstance(error, PrunecError) else f"{type(error).__name__}: {error}"

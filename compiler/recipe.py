@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import PlanError
+from .option_types import check_options
 from .passmanager import Pass
 
 GROUP = "prunec.passes"
 _CONDITIONS = ("use", "needs", "without")
+_MISSING = {"train": "no data was given to train on, or no steps"}
 _LOST = {
     "calibration": "; with a few hundred unlabelled samples the layers that were cut would be "
     "repaired, which keeps most of what a raw cut loses",
@@ -92,8 +94,8 @@ def build_pipeline(
     `train_loader` for "train") receives it. An entry with `needs` is left out, with a note, when
     that was not given, and one with `without` when it was. `options`: more options per pass name,
     which win over the recipe's.
-    Raises PlanError for an option a pass does not have, and for options of a pass that the recipe
-    does not use.
+    Raises PlanError for an option a pass does not have or of a type it does not take, and for
+    options of a pass that the recipe does not use.
     """
     used = [entry["use"] for entry in entries]
     for name in options or {}:
@@ -120,6 +122,7 @@ def build_pipeline(
             raise PlanError(
                 f"pass '{entry['use']}' has no option '{unknown[0]}'; it has {', '.join(fields)}."
             )
+        check_options(entry["use"], cls, own)
         for name, value in offered.items():
             if name in fields and name not in own and value is not None:
                 own[name] = value
@@ -134,8 +137,8 @@ def build_pipeline(
             raise PlanError(f"pass '{entry['use']}' needs '{missing[0]}', which was not given.")
         passes.append(cls(**own))
     notes = [
-        f"{_listed(names)} {'was' if len(names) == 1 else 'were'} left out: no {need} data was "
-        f"given{_LOST.get(need, '')}"
+        f"{_listed(names)} {'was' if len(names) == 1 else 'were'} left out: "
+        f"{_MISSING.get(need, f'no {need} data was given')}{_LOST.get(need, '')}"
         for need, names in left_out.items()
     ]
     if passes and not any(hasattr(step, "target") for step in passes):

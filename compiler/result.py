@@ -122,9 +122,6 @@ class Result:
         model fixed it. `onnx`: the result's exported file; the original is exported beside it for
         the time of the measurement."""
         args, kwargs = self.example()
-        own = batch_size(args, kwargs)
-        batched = self._state.graph.program.batched
-        batches = [1, max(THROUGHPUT_BATCH, own or 1)] if batched and own else [None]
         for runtime in runtimes:
             files: dict[str, Any] = {}
             with tempfile.TemporaryDirectory(prefix="prunec-") as scratch:
@@ -137,8 +134,13 @@ class Result:
                     if not all(file is None or file.dynamic_batch for file in found):
                         batches = [None]
                     files = {"onnx_before": pair[0], "onnx_after": pair[1]}
-                for batch in batches:
+                for batch in self._batches():
                     self.measure(runtime, batch, **files, **options)
+
+    def _batches(self) -> list[int | None]:
+        own = batch_size(*self.example())
+        batched = self._state.graph.program.batched
+        return [1, max(THROUGHPUT_BATCH, own or 1)] if batched and own else [None]
 
     def export_onnx(self, path: str | pathlib.Path, **options: Any) -> OnnxReport:
         """Export to ONNX with a dynamic batch, check the file and compare it with the model in
@@ -162,14 +164,14 @@ class Result:
         mode: str = "dynamic",
         *,
         calibration: Sequence[Any] | None = None,
-        measure: Sequence[int] = (),
+        measure: Sequence[int | None] = (),
     ) -> QuantizeReport:
         """Export to ONNX with int8 weights, by onnxruntime's quantiser; sizes, errors and times go
         to the report.
 
         `mode`: "dynamic" suits transformers, "static" convolutions. `calibration`: batches, by
-        default those of the compile, else the example. `measure`: batch sizes at which the original
-        in float is timed against the int8 file. Raises ExportError.
+        default those of the compile, else the example. `measure`: batch sizes (None: the example's)
+        at which the original in float is timed against the int8 file. Raises ExportError.
         """
         program = self._state.graph.program
         if calibration is not None:
@@ -218,9 +220,8 @@ class Result:
             if onnx:
                 self.report.onnx = dataclasses.replace(self.export_onnx(path), path=path.name)
             if int8 is not None:
-                batches = (1, THROUGHPUT_BATCH) if self._state.graph.program.batched else ()
                 place8 = place / "model.int8.onnx"
-                found = self.quantize_onnx(place8, int8, measure=batches if measure else ())
+                found = self.quantize_onnx(place8, int8, measure=self._batches() if measure else ())
                 self.report.int8 = dataclasses.replace(found, path=place8.name)
             self.report.disk = (self.report.before.bytes, weight_bytes(place))
             self.measure_all(measure, path if onnx else None)

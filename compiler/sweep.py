@@ -135,7 +135,7 @@ def sweep(
     Arguments are those of `compile`. A target out of reach is a row that says so. The error of the
     outputs is over the calibration batches, over the example inputs without. Raises TargetError
     for no target or targets of several runtimes or batches, PlanError for a recipe that has no
-    pass which takes the target.
+    pass which takes the target, and for a plan that is refused whatever the target.
     """
     settings = {(t.runtime, t.batch) for t in targets}
     if len(settings) != 1:
@@ -155,6 +155,7 @@ def sweep(
         calls = [_call(b) for b in held] or [(program.args, program.kwargs)]
         before = evaluate(model) if evaluate is not None else None
         rows: list[SweepRow] = []
+        refused: list[PlanError] = []
         for target in targets:
             supplies = supplies | {"target": target, "device": None}
             passes = build_pipeline(entries, supplies, options)[0]
@@ -164,8 +165,11 @@ def sweep(
                 rows.append(_row(result, target, calls, evaluate))
             except (TargetError, PlanError) as error:
                 rows.append(SweepRow(str(target), failed=str(error)))
+                refused += [error] if isinstance(error, PlanError) else []
             if callback is not None:
                 callback(rows[-1])
+    if len(refused) == len(targets):  # an option is wrong, not a target
+        raise refused[0]
     (runtime, batch), *_ = settings
     name = type(model).__name__
     return Sweep(name, tuple(rows), runtime, str(program.device()), batch, before)

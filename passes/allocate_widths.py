@@ -11,13 +11,20 @@ from typing import Any, ClassVar
 from ..compiler.compilation import Compilation
 from ..compiler.cost_model.counted import counted
 from ..compiler.errors import PlanError, TargetError
+from ..compiler.inference.branches import find_branches
 from ..compiler.inference.dimensions import Dimension
 from ..compiler.measure.cost import cost
 from ..compiler.passmanager import Pass, PassResult
 from ..compiler.processes import on_first
 from ..compiler.report import Aim
 from ..compiler.rewrite.correspondence import inherited
-from ..compiler.rewrite.selection import as_patterns, matches, one_factor_each, require_matches
+from ..compiler.rewrite.selection import (
+    as_patterns,
+    matches,
+    one_factor_each,
+    require_known,
+    require_matches,
+)
 from ..compiler.rounds import sizes_left
 from ..compiler.target import Target
 from .allocation.allocation import Allocation
@@ -82,6 +89,8 @@ class AllocateWidths(Pass):
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise PlanError(f"method is one of {', '.join(METHODS)}, not {self.method!r}.")
+        if self.round_to < 1:
+            raise PlanError(f"round_to is a positive integer, not {self.round_to}.")
         if self.search < 0:
             raise PlanError(f"search={self.search!r} is a number of trials, at least 0.")
         if not 0 <= self.depth < 1:
@@ -97,10 +106,12 @@ class AllocateWidths(Pass):
                 raise PlanError(f"a floor is the share kept and lies in (0, 1], not {floor}.")
 
     def run(self, state: Compilation) -> PassResult:
+        patterns = as_patterns(self.exclude)
+        require_known(state.graph, patterns, find_branches(state.graph.whole) if self.depth else ())
         free = [
             d
             for d in state.graph.prunable.values()
-            if d.kind != "expert" and not matches(d, as_patterns(self.exclude))
+            if d.kind != "expert" and not matches(d, patterns)
         ]
         if isinstance(self.floors, Mapping):
             require_matches(free, list(self.floors))
@@ -112,7 +123,7 @@ class AllocateWidths(Pass):
             )
         depth = None
         if self.depth:
-            depth = find_depth(state, self.depth, as_patterns(self.exclude), self.uniform)
+            depth = find_depth(state, self.depth, patterns, self.uniform)
         reached = self._reach(state, free, exact, everything, depth)
         widths, gone = reached.allocation.widths, reached.allocation.dropped
         if reached.met and reached.why:
@@ -166,6 +177,10 @@ class AllocateWidths(Pass):
             f"{self.target} cannot be met: with every dimension at its floor{also} the model "
             f"reaches {self.target.kind}={best.value:.3g}." + (f" {best.why}." if best.why else "")
         )
+        if self.round_to > 1:
+            words += (
+                f" Widths are multiples of round_to={self.round_to}: a smaller one reaches more."
+            )
         if not self.best_effort:
             raise TargetError(words)
         state.notes.append(words)

@@ -20,6 +20,7 @@ from ..compiler.rewrite.selection import (
     lowest,
     matches,
     one_factor_each,
+    require_known,
     require_matches,
 )
 
@@ -101,9 +102,11 @@ class PruneChannels(Pass):
     def _chosen(self, state: Compilation) -> list[Dimension]:
         free = list(state.graph.prunable.values())
         include, exclude = as_patterns(self.include), as_patterns(self.exclude)
-        require_matches(free, include)
+        every = list(state.graph.whole.prunable.values())  # branches that went had some
+        require_matches(every, include)
+        require_known(state.graph, exclude)
         if isinstance(self.ratio, Mapping):
-            require_matches(free, list(self.ratio))
+            require_matches(every, list(self.ratio))
             include = include or tuple(self.ratio)
         if state.widths is not None:  # allocation chose already; heads are PruneHeads' part
             return [d for d in free if d.name in state.widths and d.kind not in HEAD_KINDS]

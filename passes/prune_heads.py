@@ -16,6 +16,7 @@ from ..compiler.rewrite.selection import (
     kept_count,
     lowest,
     matches,
+    require_known,
     require_matches,
 )
 
@@ -77,7 +78,9 @@ class PruneHeads(Pass):
         free = [d for d in state.graph.prunable.values() if d.name not in state.unscored]
         heads = [d for d in free if d.kind in HEAD_KINDS]
         include, exclude = as_patterns(self.include), as_patterns(self.exclude)
-        require_matches(heads, include)
+        every = [d for d in state.graph.whole.prunable.values() if d.kind in HEAD_KINDS]
+        require_matches(every, include)
+        require_known(state.graph, exclude)
         kinds = {d.name: d.kind for d in heads}
 
         def unit(d: Dimension) -> bool:

@@ -51,6 +51,11 @@ class SparseToDense(Pass):
         names = {d.var: d.name for d in graph.prunable.values()}
         plan.dead = {names[var]: gone.tolist() for var, gone in dead.removed.items()}
         if not (plan.kept or plan.dead or plan.dropped or state.masks):
+            if state.aim is not None:
+                raise PlanError(
+                    f"the target {state.aim.asked} lets nothing go, and no entry is already dead: "
+                    "allow a larger error, lower round_to and floors, or exclude less."
+                )
             raise PlanError(
                 "SparseToDense has nothing to remove: no plan, and no entry that is already dead; "
                 "put PruneChannels, PruneHeads or DropLayers before it."

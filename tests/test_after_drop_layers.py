@@ -226,3 +226,15 @@ def test_batch_norms_after_it() -> None:
     steps = [DropLayers(count=1), SparseToDense(), passes.RecalibrateBatchNorm()]
     result = PassManager(steps).run(capture(model, (PICTURES,)), data)
     assert len(result.report.passes[-1].details["norms"]) == 6
+
+
+def test_a_dimension_that_went_with_a_branch_may_be_excluded_and_included() -> None:
+    graph = capture(made(Stack), (ROWS,))
+    gone = next(name for name in graph.prunable if name.startswith("layers.1.mlp"))
+    steps = [
+        passes.DropLayers(count=1, include="layers.1"),
+        passes.MagnitudeScore(),
+        passes.PruneChannels(0.5, include=["hidden", gone], exclude=gone),
+        SparseToDense(),
+    ]
+    assert gone not in PassManager(steps).run(graph).plan.kept

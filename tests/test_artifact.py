@@ -232,7 +232,7 @@ def test_foreign_directory_is_refused_and_untouched(cnn: Saved, tmp_path: pathli
     with pytest.raises(ArtifactError, match="exists and is no prunec artifact"):
         cnn.result.save(tmp_path)
     assert kept_in(tmp_path) == {"thesis.txt": b"dear"}
-    with pytest.raises(ArtifactError, match="exists and is no prunec artifact"):
+    with pytest.raises(ArtifactError, match="exists and is no directory"):
         cnn.result.save(tmp_path / "thesis.txt")
     assert kept_in(tmp_path) == {"thesis.txt": b"dear"}
 
@@ -299,3 +299,11 @@ def test_masked_model_is_not_saved(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ArtifactError, match="put SparseToDense into the pipeline"):
         manager.run(graph).save(tmp_path / "masked")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_sweep_wrote_stays_beside_the_artifact(baked: Saved, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "sweep.json").write_text("{}")
+    for _ in range(2):  # the second time it lies in an artifact
+        baked.result.save(tmp_path)
+    assert (tmp_path / "sweep.json").read_text() == "{}"
+    assert torch.equal(compiler.load(tmp_path)(ROWS), baked.result.model(ROWS))

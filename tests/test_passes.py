@@ -314,6 +314,8 @@ def test_global_ranking_takes_at_most_the_largest_ratio_of_one() -> None:
         (PruneChannels(0.5, include="nothing"), "pattern 'nothing' fits no prunable dimension"),
         (PruneChannels({"nothing": 0.5}), "pattern 'nothing' fits no prunable dimension"),
         (PruneChannels(0.5, exclude="*"), "no dimension to prune"),
+        (PruneChannels(0.5, exclude="frist:*"), "exclude='frist:*' protects nothing"),
+        (PruneHeads(0.5, exclude="frist:*"), "exclude='frist:*' protects nothing"),
         (PruneChannels(), "needs a ratio"),
         (PruneChannels(0.01), "removes nothing"),
     ],

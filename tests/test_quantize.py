@@ -8,10 +8,12 @@ import onnx
 import pytest
 import torch
 from compiled import compress_tokens
+from saved import fix_checksum
 from tiny_models import tiny_bert
 from torch import nn
 
 from prunec import compiler, passes
+from prunec.compiler.artifact.check import check_artifact
 from prunec.compiler.errors import ExportError
 from prunec.compiler.onnx_files import quantize
 from prunec.compiler.onnx_files.export import export_onnx
@@ -31,6 +33,16 @@ def convolutions() -> nn.Module:
         nn.ReLU(),
         nn.Linear(128, 10),
     ).eval()
+
+
+def _negate(path: pathlib.Path) -> None:
+    """Let a file answer with the opposite sign."""
+    file = onnx.load(str(path))
+    name = file.graph.output[0].name
+    for node in file.graph.node:
+        node.output[:] = ["inner" if output == name else output for output in node.output]
+    file.graph.node.append(onnx.helper.make_node("Neg", ["inner"], [name]))
+    onnx.save(file, str(path))
 
 
 IMAGES = [torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)]
@@ -116,6 +128,11 @@ def test_a_result_is_pruned_and_quantised_in_one_pipeline(tmp_path: pathlib.Path
     assert (place / "model.onnx").is_file()
     assert "int8 == model" in str(result.report)
     assert result.report.to_json()["int8"]["path"] == "model.int8.onnx"
+    checks = {check.name: check for check in check_artifact(place)}
+    assert 0 < (checks["int8 == graph (RMS)"].error or 0) < 0.1
+    _negate(place / "model.int8.onnx")
+    fix_checksum(place, "model.int8.onnx")
+    assert not check_artifact(place)[-1].passed
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import importlib.metadata
 import pathlib
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import pytest
@@ -21,6 +21,7 @@ from prunec.compiler import Pass, PassResult, Target
 from prunec.compiler.errors import (
     PlanError,
 )
+from prunec.compiler.option_types import check_options, takes
 
 SCORES = '[[pass]]\nuse = "magnitude-score"\nnorm = 1\n'
 REWRITE = '[[pass]]\nuse = "sparse-to-dense"\n'
@@ -61,6 +62,18 @@ def test_recipe_that_ignores_the_target_says_so(recipe: Callable[[str], pathlib.
     [
         ('[[pass]]\nuse = "prune-chanels"', "no pass 'prune-chanels'; installed .*prune-channels"),
         ('[[pass]]\nuse = "magnitude-score"\nnrm = 1', "no option 'nrm'; it has norm"),
+        (
+            f'{SCORES}[[pass]]\nuse = "prune-channels"\nratio = "half"\n{REWRITE}',
+            "'prune-channels' takes a number or a table of numbers for 'ratio', not 'half'",
+        ),
+        (
+            '[[pass]]\nuse = "magnitude-score"\nnorm = "2"',
+            "takes a whole number for 'norm', not '2'",
+        ),
+        (
+            '[[pass]]\nuse = "distill"\nmetric = "fac:ev"',
+            "takes a function .* for 'metric', not 'fac:ev'",
+        ),
         ('[[pass]]\nuse = "distill"', "'distill' needs 'train_loader'"),
         ('[[pass]]\nuse = "distill"\nneeds = "labels"', "needs = 'labels', which is none of"),
         ("[[pass]]\nnorm = 1", "each with use"),
@@ -76,6 +89,22 @@ def test_recipe_that_is_wrong_is_refused(
 ) -> None:
     with pytest.raises(PlanError, match=message):
         compress(recipe=recipe(text))
+
+
+def test_options_take_what_their_annotations_say() -> None:
+    """All that a pass of ours is given by its defaults passes."""
+    for entry in importlib.metadata.entry_points(group="prunec.passes"):
+        cls = entry.load()
+        own = {f.name: f.default for f in dataclasses.fields(cls)}
+        check_options(
+            entry.name, cls, {k: v for k, v in own.items() if v is not dataclasses.MISSING}
+        )
+    assert takes(float | None, 1)
+    assert not takes(int, True)
+    assert takes(str | Sequence[str], ["a", "b"])
+    assert not takes(str | Sequence[str], [1])
+    assert not takes(Sequence[int], "abc")
+    assert not takes(Mapping[str, float], {"a": "b"})
 
 
 def test_recipe_that_cannot_be_read_is_refused(tmp_path: pathlib.Path) -> None:

@@ -52,7 +52,7 @@ def test_printed_report_states_the_facts(monkeypatch: pytest.MonkeyPatch) -> Non
         "zero mask",
         "permutation",
         "2 dimensions pruned, 0 kept, 4 blocked; emitted as SmallCnn",
-        "no train data was given",
+        "no data was given to train on",
     )
     assert [fact for fact in facts if fact not in text] == []
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from prunec import compiler
 from prunec.compiler import Target
-from prunec.compiler.errors import TargetError
+from prunec.compiler.errors import PlanError, TargetError
 from prunec.compiler.quality import output_error
 from prunec.compiler.sweep import Sweep, SweepRow
 
@@ -79,3 +79,10 @@ def test_targets_of_a_sweep_share_runtime_and_batch() -> None:
     with pytest.raises(TargetError, match="one runtime and batch"):
         compiler.sweep(small_cnn(), (IMAGES,), targets=targets)
     assert Target.parse_several("params=0.7,0.5") == [Target(params=0.7), Target(params=0.5)]
+
+
+def test_what_is_refused_for_every_target_is_an_error() -> None:
+    options = {"allocate-widths": {"exclude": "frist*"}}
+    targets = Target.parse_several("params=0.7,0.5")
+    with pytest.raises(PlanError, match="exclude='frist\\*' protects nothing"):
+        compiler.sweep(small_cnn(), (IMAGES,), targets=targets, options=options)

@@ -14,6 +14,7 @@ from ..capture.capture import capture
 from ..capture.examples import fresh_inputs
 from ..errors import ArtifactError, PlanError
 from ..onnx_files.parity import prove_parity
+from ..onnx_files.quantize import int8_error
 from ..plan import Plan
 from ..rewrite.dead import find_dead
 from ..rewrite.depth import without_branches
@@ -25,9 +26,11 @@ from .graph_store import load_program
 from .load import load, load_graph
 from .save import read_manifest
 
+INT8_LIMIT = 0.5  # of the outputs' root mean square: drawn inputs may leave the ranges of the data
+
 
 def check_artifact(directory: pathlib.Path) -> list[Check]:
-    """Checksums, the graph's and the module's agreement, ONNX parity; all without the original.
+    """Checksums, the graph's and the module's agreement, the ONNX files; all without the original.
 
     Raises ArtifactError for a damaged artifact.
     """
@@ -50,6 +53,10 @@ def check_artifact(directory: pathlib.Path) -> list[Check]:
     if onnx.exists():
         parity = prove_parity(graph, {"example": (args, kwargs)}, onnx, tolerance=1e-3)
         checks.append(Check("ONNX == graph", parity.max_rel_error, "onnxruntime", 1))
+    int8 = directory / "model.int8.onnx"
+    if int8.exists():
+        error = int8_error(graph, [(args, kwargs)], int8)
+        checks.append(Check("int8 == graph (RMS)", error, "onnxruntime", 1, limit=INT8_LIMIT))
     return checks
 
 

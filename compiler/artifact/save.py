@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MANIFEST = "prunec.json"
+SWEEP = ("sweep.json", "sweep.png")  # of a sweep in the same directory; no part of the artifact
 KEYS = ("class", "backend", "recovered", "leaves", "selection", "example", "checksums")
 
 
@@ -67,7 +68,8 @@ def save_artifact(
 def replaced_whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
     """A new directory beside `target`, moved to its place when the block ends well.
 
-    Only an empty directory or an earlier artifact is replaced.
+    Only an empty directory, an earlier artifact or the files of a sweep are replaced; those of a
+    sweep go on into the new one.
     """
     refuse_foreign(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -77,6 +79,9 @@ def replaced_whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
         yield place
         old = None
         if target.exists():
+            for path in (target / name for name in SWEEP):
+                if path.is_file():
+                    shutil.copy2(path, place)
             old = place.with_name(place.name + "-old")
             target.rename(old)
         try:
@@ -93,11 +98,20 @@ def replaced_whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def refuse_foreign(target: pathlib.Path) -> None:
-    """Raise ArtifactError when something else than an artifact or an empty directory is there."""
+    """Raise ArtifactError when something else than an artifact, what a sweep has written or an
+    empty directory is there, or a file where a directory is needed."""
+    refuse_file(target)
     if not target.exists() or (target / MANIFEST).is_file():
         return
-    if not target.is_dir() or any(target.iterdir()):
+    if any(path.name not in SWEEP for path in target.iterdir()):
         raise ArtifactError(f"{target} exists and is no prunec artifact; choose another path.")
+
+
+def refuse_file(target: pathlib.Path) -> None:
+    """Raise ArtifactError where no directory can be made: it, or what it lies in, is a file."""
+    nearest = next(path for path in (target, *target.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise ArtifactError(f"{nearest} exists and is no directory; choose another path.")
 
 
 def _write(state: Compilation, place: pathlib.Path, companions: dict[str, Any]) -> None:

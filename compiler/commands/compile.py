@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
-from ..artifact.save import refuse_foreign
+from ..artifact.save import SWEEP, refuse_file, refuse_foreign
 from ..capture.batches import to_device, unlabelled
 from ..capture.capture import capture
 from ..driver import compile
@@ -25,6 +25,7 @@ from ..sources.rows import TRAIN
 from ..sources.tasks import named_task
 from ..sweep import sweep
 from ..target import Target
+from .device import check_device
 from .open_model import open_model
 
 SEED = 0  # of the choice and order of samples
@@ -73,6 +74,7 @@ class CompileOptions:
 
 def compile_command(options: CompileOptions, console: Console) -> None:
     """Resolve, compile, write; print the tables. Raises PrunecError; then nothing was written."""
+    check_device(options.device)
     if options.sweep is not None:
         _sweep(options, console)
         return
@@ -87,7 +89,7 @@ def compile_command(options: CompileOptions, console: Console) -> None:
         )
     if not options.dry_run:
         refuse_foreign(options.out)
-    source = open_model(options.model, options.inputs)
+    source = _opened(options)
     if options.dry_run:
         _dry_run(options, source, target, console)
         return
@@ -113,7 +115,7 @@ def compile_command(options: CompileOptions, console: Console) -> None:
         measure=options.measure,
         callback=lambda step, outcome, seconds: _progress(console, step, outcome, seconds),
     )
-    runtimes = ("onnxruntime",) if "onnx" in emitted and options.measure else ()
+    runtimes = ("onnxruntime",) if emitted - {"torch"} and options.measure else ()
     place = result.save(
         options.out,
         onnx="onnx" in emitted,
@@ -128,7 +130,8 @@ def compile_command(options: CompileOptions, console: Console) -> None:
 def _sweep(options: CompileOptions, console: Console) -> None:
     """Several targets from one set of scores: sweep.json and sweep.png in the directory."""
     targets = Target.parse_several(options.sweep or "", options.runtime, options.batch)
-    source = open_model(options.model, options.inputs)
+    refuse_file(options.out)
+    source = _opened(options)
     data, evaluate = _data(options, source), _evaluate(options, source, console)
     found = sweep(
         source.model.to(options.device),
@@ -145,13 +148,20 @@ def _sweep(options: CompileOptions, console: Console) -> None:
     )
     console.print(found.table())
     options.out.mkdir(parents=True, exist_ok=True)
-    written = options.out / "sweep.json"
+    written = options.out / SWEEP[0]
     written.write_text(json.dumps(found.to_json(), indent=1), encoding="utf-8")
     try:
-        written = found.plot(options.out / "sweep.png")
+        written = found.plot(options.out / SWEEP[1])
     except PlanError as error:
         console.print(f"note: {error}", highlight=False)
     console.print(f"sweep: {written}", highlight=False, soft_wrap=True)
+
+
+def _opened(options: CompileOptions) -> Source:
+    """MODEL; `--task` is checked here, since without data nobody reads it."""
+    source = open_model(options.model, options.inputs)
+    named_task(options.task, source)
+    return source
 
 
 def _progress(console: Console, step: Pass, outcome: PassResult, seconds: float) -> None:

@@ -15,22 +15,40 @@ from .timing import Comparison, compare
 DEFAULT_SIZE = 32  # of a dynamic axis that is not the batch
 
 
+def fixed_batch(path: pathlib.Path | str) -> int | None:
+    """The batch a file was exported at, where no first axis of its inputs is dynamic; else None."""
+    return _own_batch(OnnxSession(path).signature())
+
+
 def compare_onnx_files(
     before: pathlib.Path | str, after: pathlib.Path | str, batch: int, *, device: str = "cpu"
 ) -> Comparison:
     """Time two files with equal input signatures at a batch size.
 
     A dynamic first axis gets `batch`, other dynamic axes 32; floats are normal, integers 1.
-    Raises MeasureError when the signatures differ.
+    Raises MeasureError when the signatures differ, or the files are fixed at another batch.
     """
     a, b = OnnxSession(before, device=device), OnnxSession(after, device=device)
     if a.signature() != b.signature():
         raise MeasureError(
             f"{before} and {after} take different inputs; compare two exports of one model."
         )
+    own = _own_batch(a.signature())
+    if own not in (None, batch):
+        raise MeasureError(
+            f"{before} is fixed at batch {own} and runs at no other: leave --batch {batch} out, or "
+            "export it with a dynamic batch."
+        )
     inputs = {name: _drawn(shape, kind, batch) for name, shape, kind in a.signature()}
     timed = compare(a.bound(inputs), b.bound(inputs), device=device, runtime="onnxruntime")
     return dataclasses.replace(timed, batch=batch)
+
+
+def _own_batch(signature: list[tuple[str, tuple[int | str, ...], str]]) -> int | None:
+    """As `capture.batch.batch_size` finds it in tensors: the first axis that most inputs share."""
+    first = [shape[0] for _, shape, _ in signature if shape]
+    sizes = [size for size in first if isinstance(size, int)]
+    return max(sizes, key=sizes.count) if sizes and len(sizes) == len(first) else None
 
 
 def _drawn(shape: tuple[int | str, ...], kind: str, batch: int) -> Tensor:

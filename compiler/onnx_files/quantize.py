@@ -181,6 +181,12 @@ def _quantize(
     )
 
 
+def int8_error(module: nn.Module, calls: Sequence[Call], path: Path) -> float:
+    """The relative root mean square error of a file against the module. Raises ExportError where
+    onnxruntime does not load or run it."""
+    return _distance(module, calls, [input_tensors(module, *call) for call in calls], path)[0]
+
+
 def _distance(
     module: nn.Module, calls: Sequence[Call], feeds: Sequence[dict[str, Tensor]], path: Path
 ) -> tuple[float, float]:

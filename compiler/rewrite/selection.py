@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from ..errors import PlanError
+from ..inference.branches import Branch, fits
 from ..inference.dimensions import Dimension
+from ..inference.graph import Graph
 
 PREFERENCE = (
     "kv-head",
@@ -44,6 +46,21 @@ def require_matches(dimensions: Sequence[Dimension], patterns: Sequence[str]) ->
             raise PlanError(
                 f"pattern '{pattern}' fits no prunable dimension; `graph.explain()` lists names "
                 "and kinds."
+            )
+
+
+def require_known(graph: Graph, patterns: Sequence[str], branches: Sequence[Branch] = ()) -> None:
+    """Raise PlanError naming a pattern to exclude that protects nothing: it fits no dimension of
+    the whole model (one that an earlier round or DropLayers took is known), none of `branches`,
+    and is no kind."""
+    known = list(graph.whole.dimensions.values())
+    for pattern in patterns:
+        if pattern in PREFERENCE or any(matches(d, [pattern]) for d in known):
+            continue
+        if not any(fits(branch, [pattern]) for branch in branches):
+            raise PlanError(
+                f"exclude='{pattern}' protects nothing: it fits no dimension's name, kind or "
+                "tensors; `prunec explain` and `graph.explain()` list them."
             )
 
 
