@@ -121,7 +121,7 @@ def test_token_classes_follow_their_words(tmp_path: Path) -> None:
 def test_words_and_their_classes_are_as_many(tmp_path: Path) -> None:
     source = text_source(transformers.BertForTokenClassification, num_labels=3)
     for tokens, tags, message in (
-        ("a b", [1, 1], "entry 1 .* 'a b' under 'tokens', where a list of words is read"),
+        ("a b", "1 1", "entry 1 .* 'a b' under 'tokens', where a list of words is read"),
         (["a", "b"], [1], "entry 1 .* has 1 labels for 2 words"),
         (["a"], [1, 1], "entry 1 .* has 2 labels for 1 words"),
         (["a"], 1, "entry 1 .* has one label for 1 words"),
@@ -345,6 +345,9 @@ def test_a_table_in_a_directory_goes_before_its_images(tmp_path: Path) -> None:
     source = Source(Pictures().eval(), (torch.randn(2, 3, 8, 8),), {}, "factory", "m:f")
     ((pixels, labels),) = load_data(str(root), source)
     assert (len(pixels), labels.tolist()) == (2, [0, 1])
+    (root / "train.csv").write_text("image,label\nimages/dark/0.png,2\n")
+    with pytest.raises(SourceError, match="entry 1 .* label 2 under 'label', .* 0 to 1"):
+        read(str(root), source)
     many = text_source(transformers.BertForSequenceClassification, num_labels=12)
     texts = tmp_path / "texts"
     texts.mkdir()

@@ -18,7 +18,14 @@ from .labels import as_tensor, row_labels
 from .model import Source
 from .rows import Entries, Row, read_rows, some_of
 from .tasks import find_columns, named_task
-from .tokenization import collator, encode, padding_tokenizer, take_segments, token_limit
+from .tokenization import (
+    collator,
+    encode,
+    padding_tokenizer,
+    require_words,
+    take_segments,
+    token_limit,
+)
 
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -92,6 +99,8 @@ def load_data(
     found = find_columns(name, chosen, present, named, strings)
     for column_of_role in found.values():
         _require_filled(entries, column_of_role)
+    if "tokens" in found:
+        require_words(entries, found["tokens"])
     labels = (
         row_labels(entries, found["label"], chosen, source, read.classes)
         if "label" in found

@@ -33,8 +33,9 @@ class Metric:
     model that finds none has a high one. Without labels: "cosine", the mean cosine of the outputs
     with those of `original`, padding left out.
 
-    It is nan for a model whose outputs are. `samples`: how many the last call read. Raises SourceError where labels do not fit the model's
-    outputs, where there is no label to judge by, and for real numbers that are all equal.
+    It is nan for a model whose outputs are. `samples`: how many the last call read. Raises
+    SourceError where labels do not fit the model's outputs, where there is no label to judge by,
+    and for real numbers that are all equal.
     """
 
     batches: Iterable[Any]

@@ -53,11 +53,12 @@ def encode(
 ) -> list[Sample]:
     """A sample for each row: token ids and what goes with them, unpadded, at most `limit` long, and
     `labels`. Token classes follow words: of a word in several pieces the first has its class.
-    Raises SourceError, naming the row, for words that are no list or not as many as their labels,
-    and for a question that leaves no room for its text."""
+    Raises SourceError, naming the row, for words that are not as many as their labels, and for a
+    question that leaves no room for its text."""
     options: dict[str, Any] = {"truncation": True, "max_length": limit}
     if "tokens" in columns:
-        words = _words(entries, columns["tokens"], labels)
+        words = list(map(list, entries.values(columns["tokens"])))
+        _require_as_many(entries, words, labels)
         encoded = tokenizer(words, is_split_into_words=True, **options)
         if labels is not None:
             aligned = [_aligned(encoded.word_ids(i), own) for i, own in enumerate(labels)]
@@ -165,22 +166,26 @@ def _first_position(model: Any) -> int:
     return 0
 
 
-def _words(entries: Entries, column: str, labels: Sequence[Any] | None) -> list[list[str]]:
-    found: list[list[str]] = []
+def require_words(entries: Entries, column: str) -> None:
+    """Raises SourceError, naming the row, for what is no list of words."""
     for index, words in enumerate(entries.values(column)):
         if not isinstance(words, (list, tuple)) or not all(isinstance(w, str) for w in words):
             raise SourceError(
                 f"{entries.where(index)} has {str(words)[:80]!r} under {column!r}, where a list of "
                 'words is read: write ["one", "two"], in .jsonl or .json.'
             )
-        own = words if labels is None else labels[index]
-        if not isinstance(own, (list, tuple)) or len(own) != len(words):
+
+
+def _require_as_many(
+    entries: Entries, words: Sequence[list[str]], labels: Sequence[Any] | None
+) -> None:
+    for index, own in enumerate(labels or ()):
+        if not isinstance(own, (list, tuple)) or len(own) != len(words[index]):
             have = f"{len(own)} labels" if isinstance(own, (list, tuple)) else "one label"
             raise SourceError(
-                f"{entries.where(index)} has {have} for {len(words)} words: write one for each."
+                f"{entries.where(index)} has {have} for {len(words[index])} words: write one for "
+                "each."
             )
-        found.append(list(words))
-    return found
 
 
 def _require_room(entries: Entries, questions: Sequence[str], tokenizer: Any, limit: int) -> None:
