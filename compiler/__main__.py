@@ -142,7 +142,10 @@ def compile_(
         str | None, typer.Option(help="module:function on a model, higher is better")
     ] = None,
     floor: Annotated[
-        float, typer.Option(help="share of the original's value below which nothing is written")
+        float,
+        typer.Option(
+            help="share of the original's value below which nothing is written", min=0, max=1
+        ),
     ] = 0.97,
     dry_run: Annotated[bool, typer.Option(help="plan and count, write nothing")] = False,
     no_measure: Annotated[bool, typer.Option(help="skip the timings")] = False,

@@ -21,6 +21,7 @@ from .inference.graph import Graph
 from .measure.model_timing import compare_modules
 from .passmanager import Callback, Pass, PassManager
 from .processes import on_first
+from .quality import score
 from .recipe import build_pipeline, read_recipe
 from .result import Result
 from .resume import resumable
@@ -75,6 +76,8 @@ def compile(
     """
     if not isinstance(target, Target):
         raise TargetError("target is a Target, as in Target(speedup=2.0).")
+    if not 0 <= floor <= 1:
+        raise PlanError(f"floor={floor} is no share of the original's value: give 0 to 1.")
     call: tuple[Any, ...] = (args,) if isinstance(args, Tensor) else tuple(args or ())
     kwargs = dict(kwargs or {})
     subject = model
@@ -89,7 +92,7 @@ def compile(
     training = {m: m.training for m in subject.modules()}
     subject.eval()
     try:
-        before = evaluate(subject) if evaluate is not None else None
+        before = score(evaluate, subject, original=True) if evaluate is not None else None
         graph = capture(
             subject,
             call,
@@ -128,7 +131,8 @@ def compile(
         result.report.notes[:0] = notes
         if measure:
             _measure(result, target)
-        _judge(result, evaluate, before, floor)
+        if evaluate is not None and before is not None:
+            _judge(result, evaluate, before, floor)
         modes = {name: training[m] for name, m in subject.named_modules()}
         result.model.train(modes[""])  # what a class keeps of the mode by itself
         for name, m in result.model.named_modules():
@@ -202,14 +206,17 @@ def _measure(result: Result, target: Target) -> None:
 
 def _judge(
     result: Result,
-    evaluate: Callable[[nn.Module], float] | None,
-    before: float | None,
+    evaluate: Callable[[nn.Module], float],
+    before: float,
     floor: float,
 ) -> None:
-    if evaluate is None or before is None:
-        return
-    after = evaluate(result.model)
-    result.report.quality[getattr(evaluate, "name", "evaluate")] = (float(before), float(after))
+    """Raises QualityError where `after` is below the floor, or no number."""
+    after = score(evaluate, result.model, original=False)
+    name = getattr(evaluate, "name", "evaluate")
+    result.report.quality[name] = before, after
+    samples = getattr(evaluate, "samples", None)
+    if samples is not None:
+        result.report.notes.append(f"{name} is of {samples:,} samples")
     if not after >= before - (1 - floor) * abs(before):  # also for scores below 0, and for nan
         raise QualityError(
             f"evaluate fell from {before:.4f} to {after:.4f}, below the floor of {floor:.0%}; "

@@ -36,7 +36,7 @@ class TargetError(PrunecError):
 
 
 class QualityError(PrunecError):
-    """`evaluate` fell below `floor`: nothing is written."""
+    """`evaluate` fell below `floor`, or gave no number to judge by: nothing is written."""
 
 
 class SourceError(PrunecError):

@@ -1,8 +1,9 @@
-"""How far the outputs of a compressed model are from the original's."""
+"""How good a model is: by the user's function, and how far its outputs are from the original's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +11,27 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from .capture.eval_mode import eval_mode
+from .errors import QualityError
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def score(evaluate: Callable[[nn.Module], Any], model: nn.Module, *, original: bool) -> float:
+    """What `evaluate` gives for the model. Raises QualityError where that is no number, and for the
+    original also where it is not finite, since nothing could be held against it."""
+    given = evaluate(model)
+    try:
+        found = None if isinstance(given, str) else float(given)
+    except (TypeError, ValueError, RuntimeError):  # the last by tensors of several numbers
+        found = None
+    if found is None or (original and not math.isfinite(found)):
+        name = getattr(evaluate, "name", getattr(evaluate, "__name__", "evaluate"))
+        shown = f"{type(given).__name__} ({str(given)[:80]})"
+        raise QualityError(
+            f"{name} gave {shown} for the {'original' if original else 'smaller'} model: let it "
+            "return one finite number, higher is better."
+        )
+    return found
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from .capture.eval_mode import eval_mode
 from .compilation import Compilation
 from .errors import PlanError, TargetError
 from .passmanager import Pass, PassManager, PassResult
-from .quality import output_error
+from .quality import output_error, score
 from .recipe import build_pipeline, read_recipe
 from .result import Result
 from .target import Target
@@ -153,7 +153,7 @@ def sweep(
         for step in _scoring(build_pipeline(entries, supplies | {"device": None}, options)[0]):
             step.run(scored)
         calls = [_call(b) for b in held] or [(program.args, program.kwargs)]
-        before = evaluate(model) if evaluate is not None else None
+        before = score(evaluate, model, original=True) if evaluate is not None else None
         rows: list[SweepRow] = []
         refused: list[PlanError] = []
         for target in targets:
@@ -197,7 +197,7 @@ def _row(
     timed = result.measure(target.runtime, target.batch, attempts=3)
     report = result.report
     with torch.no_grad():
-        quality = evaluate(result.model) if evaluate is not None else None
+        quality = score(evaluate, result.model, original=False) if evaluate is not None else None
     return SweepRow(
         asked=str(target),
         predicted=report.aim.predicted if report.aim is not None else None,

@@ -211,7 +211,7 @@ def test_batches_of_shapes_that_capture_fixed_are_left_out() -> None:
     report = compiler.PassManager([*steps, passes.Reconstruct(batches)]).run(graph).report
     assert report.passes[-1].details["batches"] == 2
     assert "1 of 3 batches left out" in report.passes[-1].summary
-    with pytest.raises(PlanError, match="on none of the calibration batches"):
+    with pytest.raises(PlanError, match=r"none of the .* \[4, 6, 8\], .* \[4, 5, 8\]"):
         compiler.PassManager([*steps, passes.Reconstruct(batches[2:])]).run(graph)
 
 

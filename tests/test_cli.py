@@ -375,6 +375,7 @@ def test_error_is_one_sentence_on_stderr(
         (("explain", "@net", "--colour"), "--colour"),
         (("squash", "@net"), "squash"),
         (("compile", "@net", "--target", "width=0.5", "--floor", "high"), "--floor"),
+        (("compile", "@net", "--target", "width=0.5", "--floor", "97"), "--floor"),
     ],
 )
 def test_wrong_usage_exits_with_2(run: Run, arguments: tuple[str, ...], message: str) -> None:
@@ -454,9 +455,10 @@ def test_columns_splits_rounds_and_a_metric_from_the_command_line(
     steps = ("--steps", "2", "--batch-size", "4", "--rounds", "2", "--floor", "0")
     said = run(
         "compile", str(bert), "--target", "params=0.6", "--no-measure", "--data", "rows",
-        *columns, *steps,
+        *columns, *steps, "--max-samples", "8",
     )  # fmt: skip
     assert said.code == 0, said.err
+    assert "accuracy is of 12 samples" in said.out  # not the 8 that are trained on
     report = json.loads(pathlib.Path("prunec-out/report.json").read_text())
     assert set(report["quality"]) == {"accuracy"}
     names = [step["name"] for step in report["passes"]]

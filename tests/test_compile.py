@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from prunec.compiler import Result, Target
 from prunec.compiler.errors import (
+    PlanError,
     PrunecError,
     QualityError,
     TargetError,
@@ -41,6 +42,23 @@ def test_quality_below_the_floor_is_an_error(after: float) -> None:
     values = iter((0.8, after))
     with pytest.raises(QualityError, match=r"from 0\.8000 to (0\.7000|nan)"):
         compress(evaluate=lambda _: next(values), floor=0.9)
+
+
+@pytest.mark.parametrize("given", [None, float("nan"), {"accuracy": 0.9}, "0.9"])
+def test_quality_that_is_no_number_is_an_error(given: Any) -> None:
+    def judge(model: nn.Module) -> Any:
+        return given
+
+    with pytest.raises(QualityError, match=r"judge gave .* for the original model"):
+        compress(evaluate=judge)
+    values = iter((0.8, None))
+    with pytest.raises(QualityError, match=r"gave NoneType .* for the smaller model"):
+        compress(evaluate=lambda _: next(values))
+
+
+def test_floor_is_a_share() -> None:
+    with pytest.raises(PlanError, match="floor=97 is no share"):
+        compress(evaluate=lambda _: 1.0, floor=97)
 
 
 @pytest.mark.parametrize(("after", "passes"), [(-1.0, True), (-1.05, True), (-1.2, False)])

@@ -126,7 +126,17 @@ def test_text_column_is_found_or_named(source: Source, tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("empty.txt", "\n\n", "holds no samples"),
-        ("broken.jsonl", '{"text": ', r"not \.jsonl in UTF-8"),
+        ("broken.jsonl", '{"text": "a"}\n\n{"text": b}', r"broken\.jsonl, line 3, is no JSON"),
+        ("latin.csv", "text\n\udce9", r"not \.csv in UTF-8"),
+        ("commas.csv", "text,label\na, b,1\n", "line 2, has more fields"),
+        ("none.jsonl", '{"text": "a"}\n{"text": "b", "label": 1}', "entry 1 .* under 'label'"),
+        ("range.csv", "text,label\na,1\nb,2\n", "entry 2 .* label 2 under 'label', .* 0 to 1"),
+        ("half.jsonl", '{"text": "a", "label": NaN}', "neither a number"),
+        (
+            "pair.jsonl",
+            '{"sentence1": "a", "sentence2": "b"}\n{"sentence1": "a", "sentence2": null}',
+            "entry 2 .* nothing under 'sentence2'",
+        ),
         ("list.jsonl", "[1]", "entry 1 is no JSON object"),
         ("object.json", "{}", "not a JSON list"),
         ("gap.jsonl", '{"text": "a"}\n{"other": "b"}', "entry 2 .* nothing under 'text'"),
@@ -137,7 +147,7 @@ def test_text_column_is_found_or_named(source: Source, tmp_path: Path) -> None:
 def test_file_that_cannot_be_used(
     name: str, content: str, message: str, source: Source, tmp_path: Path
 ) -> None:
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_text(content, errors="surrogateescape")
     with pytest.raises(SourceError, match=message):
         load_data(str(tmp_path / name), source)
 
@@ -150,6 +160,26 @@ def test_absent_file_is_not_looked_for_as_a_data_set(source: Source, tmp_path: P
 def test_long_texts_are_cut_to_the_positions_there_are(source: Source, tmp_path: Path) -> None:
     path = write(tmp_path, ".txt", [{"text": "a " * 50}])
     assert load_data(str(path), source)[0]["input_ids"].shape == (1, 6)
+
+
+def test_padding_beyond_the_positions_is_refused(source: Source, tmp_path: Path) -> None:
+    path = str(write(tmp_path, ".txt", [{"text": "a " * 50}]))
+    assert load_data(path, source, pad_to=6, max_length=4)[0]["attention_mask"].sum() == 4
+    with pytest.raises(SourceError, match=r"to 7 tokens .* at most 6"):
+        load_data(path, source, pad_to=7)
+
+
+def test_positions_kept_for_padding_are_none_of_a_text(tmp_path: Path) -> None:
+    config = transformers.RobertaConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64,
+        vocab_size=len(WORDS), max_position_embeddings=8, pad_token_id=0,
+    )  # fmt: skip
+    ids = {"input_ids": torch.ones(2, 4, dtype=torch.long)}
+    model = transformers.RobertaModel(config).eval()
+    roberta = Source(model, (), ids, "transformers", "roberta", tokenizer())
+    (batch,) = load_data(str(write(tmp_path, ".txt", [{"text": "a " * 50}])), roberta)
+    assert batch["input_ids"].shape == (1, 7)  # of the 8 one is the padding token's
+    model(**batch)
 
 
 def test_tokenizer_without_padding_borrows_the_end_token(tmp_path: Path) -> None:
@@ -193,13 +223,20 @@ def test_texts_need_a_tokenizer(tmp_path: Path) -> None:
 
 FACTORIES = """
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 images, labels = torch.randn(10, 4), torch.arange(10)
 def dataset(): return TensorDataset(images, labels)
 def loader(): return DataLoader(dataset(), batch_size=4)
 def tensors(): return list(images.split(3))
 def texts(split): return ["a b", split]
 def nothing(): return []
+def once(): return iter(tensors())
+class Endless(IterableDataset):
+    def __iter__(self):
+        while True: yield torch.zeros(4)
+def endless(): return DataLoader(Endless(), batch_size=4)
+def unbatched(): return Endless()
+def shuffled(): return DataLoader(TensorDataset(torch.arange(64)), batch_size=64, shuffle=True)
 def number(): return 3
 """
 
@@ -219,6 +256,69 @@ def test_factories(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         load("nothing")
     with pytest.raises(SourceError, match="gave int"):
         load("number")
+
+
+def test_batches_of_a_factory_are_made_anew_each_time(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "anew_factories.py").write_text(FACTORIES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def load(name: str, **options: Any) -> Any:
+        return read(f"anew_factories:{name}", source, **options)
+
+    def first(batches: Any) -> list[int]:
+        return next(iter(batches))[0].tolist()
+
+    for options in ({}, {"max_samples": 64}):
+        loader = load("shuffled", **options)
+        assert first(loader) != first(loader)
+        assert len(loader) == 1
+    labels = torch.cat([own for _, own in load("dataset", shuffle=True)]).tolist()
+    assert sorted(labels) == list(range(10)) != labels
+    drawn = load("dataset", max_samples=3)
+    assert [own.tolist() for _, own in drawn] == [own.tolist() for _, own in drawn]
+    assert next(iter(load("endless"))).shape == (4, 4)
+    assert next(iter(load("unbatched", batch_size=3))).shape == (3, 4)
+    some = load("endless", max_samples=9)
+    assert [len(batch) for batch in some] == [4, 4, 4]
+    assert len(some) == 3
+    once = load("once")
+    assert len(list(once)) == len(list(once)) == 4
+
+
+def test_a_factory_gives_a_data_set_of_rows(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("datasets", reason="needs prunec[data]")
+    (tmp_path / "row_factories.py").write_text(
+        "import datasets\n"
+        "def one(rows=4):\n"
+        "    columns = {'text': ['a b'] * rows, 'label': [1] * rows}\n"
+        "    return datasets.Dataset.from_dict(columns)\n"
+        "def splits(split): return datasets.DatasetDict({'dev': one(2), 'none': one(0)})\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (batch,) = load_data("row_factories:one", source, max_samples=3)
+    assert (batch["input_ids"].tolist(), batch["labels"].tolist()) == ([[3, 4]] * 3, [1] * 3)
+    (batch,) = load_data("row_factories:splits", source, split="dev")
+    assert len(batch["labels"]) == 2
+    with pytest.raises(SourceError, match="without rows"):
+        read("row_factories:splits", source, split="none")
+    with pytest.raises(SourceError, match="no split 'test': it has dev, none"):
+        read("row_factories:splits", source, split="test")
+
+
+@pytest.mark.parametrize("option", ["batch_size", "max_samples", "max_length", "pad_to"])
+def test_sizes_below_1_are_refused(option: str, source: Source, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=f"--{option.replace('_', '-')} 0 leaves nothing"):
+        load_data(str(write(tmp_path, ".txt", [{"text": "a"}])), source, **{option: 0})
+
+
+def test_an_entry_is_named_by_its_place_in_the_file(source: Source, tmp_path: Path) -> None:
+    path = write(tmp_path, ".jsonl", [{"text": "a", "label": 7 if i else 0} for i in range(9)])
+    with pytest.raises(SourceError, match="entry 7 of"):  # the first that seed 0 draws
+        read(str(path), source, max_samples=2)
 
 
 def test_data_set_by_its_id(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:

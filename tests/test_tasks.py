@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,27 @@ def test_token_classes_follow_their_words(tmp_path: Path) -> None:
     data = read(written(tmp_path, rows), source)
     metric = metric_for("token-classification", data, source.model)
     assert (metric.name, metric(source.model)) == ("accuracy", pytest.approx(right))
+
+
+def test_words_and_their_classes_are_as_many(tmp_path: Path) -> None:
+    source = text_source(transformers.BertForTokenClassification, num_labels=3)
+    for tokens, tags, message in (
+        ("a b", "1 1", "entry 1 .* 'a b' under 'tokens', where a list of words is read"),
+        (["a", "b"], [1], "entry 1 .* has 1 labels for 2 words"),
+        (["a"], [1, 1], "entry 1 .* has 2 labels for 1 words"),
+        (["a"], 1, "entry 1 .* has one label for 1 words"),
+        (["a", "b"], [1, 3], "entry 1 .* label 3 under 'ner_tags', .* 0 to 2"),
+    ):
+        with pytest.raises(SourceError, match=message):
+            read(written(tmp_path, [{"tokens": tokens, "ner_tags": tags}]), source)
+
+
+def test_a_question_leaves_room_for_its_text(tmp_path: Path) -> None:
+    source = text_source(transformers.BertForQuestionAnswering)
+    rows = [{"question": "a", "context": "d"}, {"question": "a b c", "context": "d e"}]
+    assert load_data(written(tmp_path, rows), source, max_length=4)[0]["input_ids"].shape == (2, 4)
+    with pytest.raises(SourceError, match=r"question of entry 2 of .* has 3 tokens, .* at most 3"):
+        read(written(tmp_path, rows), source, max_length=3)
 
 
 def test_causal_models_learn_their_own_texts(tmp_path: Path) -> None:
@@ -323,6 +345,9 @@ def test_a_table_in_a_directory_goes_before_its_images(tmp_path: Path) -> None:
     source = Source(Pictures().eval(), (torch.randn(2, 3, 8, 8),), {}, "factory", "m:f")
     ((pixels, labels),) = load_data(str(root), source)
     assert (len(pixels), labels.tolist()) == (2, [0, 1])
+    (root / "train.csv").write_text("image,label\nimages/dark/0.png,2\n")
+    with pytest.raises(SourceError, match="entry 1 .* label 2 under 'label', .* 0 to 1"):
+        read(str(root), source)
     many = text_source(transformers.BertForSequenceClassification, num_labels=12)
     texts = tmp_path / "texts"
     texts.mkdir()
@@ -407,3 +432,51 @@ def test_metrics_without_classes() -> None:
     wrong = metric_for("text-classification", [(x, torch.zeros(16, 3, dtype=torch.long))], two)
     with pytest.raises(SourceError, match="are no classes for outputs"):
         wrong(two)
+
+
+def test_several_labels_of_a_sample_are_judged_one_by_one(tmp_path: Path) -> None:
+    options = {"num_labels": 3, "problem_type": "multi_label_classification"}
+    source = text_source(transformers.BertForSequenceClassification, **options)
+    rows = [{"text": "a", "label": [0, True, 1]}, {"text": "b c", "label": [1, 0, 1]}]
+    data = read(written(tmp_path, rows), source)
+    (batch,) = data
+    assert batch["labels"].dtype == torch.float32  # no classes: distillation compares the outputs
+    metric = metric_for("text-classification", data, source.model)
+    logits = source.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    right = (logits.logits > 0) == (batch["labels"] > 0)
+    assert metric.name == "label accuracy at logit 0"
+    assert metric(source.model) == pytest.approx(right.double().mean().item())
+    assert metric.samples == 2
+    for label, message in (
+        ([0, 1], "entry 1 of .* has 2 labels under 'label', and the model .* 3"),
+        ([0, 1, 2], "entry 1 of .* has 2 under 'label'"),
+        (1, "entry 1 of .* one label under 'label'"),
+    ):
+        with pytest.raises(SourceError, match=message):
+            read(written(tmp_path, [{"text": "a", "label": label}], "wrong.jsonl"), source)
+
+
+def test_labels_that_judge_nothing_are_refused() -> None:
+    x, model = torch.randn(4, 2), nn.Linear(2, 3)
+    for labels, message in (
+        (torch.full((4,), 3), "label 3 .* classes, 0 to 2"),
+        (torch.full((4,), -1), "label -1 .* classes, 0 to 2"),
+        (torch.full((4,), -100), "hold no label"),
+        (torch.ones(4, 3), "are equal"),
+    ):
+        with pytest.raises(SourceError, match=message):
+            metric_for("image-classification", [(x, labels)], model)(model)
+
+
+def test_outputs_without_a_value_have_no_accuracy() -> None:
+    x, labels = torch.full((4, 2), torch.nan), torch.zeros(4, dtype=torch.long)
+    model = nn.Linear(2, 3)
+    assert math.isnan(metric_for("image-classification", [(x, labels)], model)(model))
+
+
+def test_a_decoder_without_targets_is_judged_on_the_text(tmp_path: Path) -> None:
+    source = t5()
+    for row, ending in (({"text": "a b"}, "repeating the text (no target)"),
+                        ({"text": "a b", "summary": "c d"}, "log-likelihood")):  # fmt: skip
+        data = load_data(written(tmp_path, [row]), source)
+        assert metric_for("text2text-generation", data, source.model).name.endswith(ending)

@@ -177,11 +177,18 @@ def _data(options: CompileOptions, source: Source) -> Iterable[Any] | None:
     """DATA in another order each epoch."""
     if options.data is None:
         return None
-    return _read(options, source, options.data, options.split, shuffle=True)
+    limit = options.max_samples
+    return _read(options, source, options.data, options.split, max_samples=limit, shuffle=True)
 
 
 def _read(
-    options: CompileOptions, source: Source, spec: str, split: str, shuffle: bool = False
+    options: CompileOptions,
+    source: Source,
+    spec: str,
+    split: str,
+    *,
+    max_samples: int | None = None,
+    shuffle: bool = False,
 ) -> Iterable[Any]:
     columns: dict[str, str] = {}
     for entry in options.columns or ():
@@ -193,7 +200,7 @@ def _read(
         spec,
         source,
         batch_size=options.batch_size,
-        max_samples=options.max_samples,
+        max_samples=max_samples,
         split=split,
         task=options.task,
         columns=columns,
@@ -219,7 +226,7 @@ def _evaluate(
             console.print(
                 "note: original and result are judged on the data that they are made with"
             )
-        batches = _read(options, source, data, split)
+        batches = _read(options, source, data, split)  # all of it: a part would judge by chance
         task = named_task(options.task, source).name
         return metric_for(task, batches, source.model)
     if spec is None:

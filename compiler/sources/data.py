@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,12 +12,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import SourceError
+from .factory import call_factory, factory_batches, factory_rows
 from .image_folder import image_transform
 from .labels import as_tensor, row_labels
-from .model import Source, import_factory
-from .rows import TRAIN, Read, Row, columns_of, read_rows, some_of
+from .model import Source
+from .rows import Entries, Row, read_rows, some_of
 from .tasks import find_columns, named_task
-from .tokenization import collator, encode, padding_tokenizer, take_segments, token_limit
+from .tokenization import (
+    collator,
+    encode,
+    padding_tokenizer,
+    require_words,
+    take_segments,
+    token_limit,
+)
 
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -57,7 +64,8 @@ def load_data(
     - A directory: images in a folder for each class, a data set saved by `datasets`, or files named
       as the split.
     - A `datasets` id, `NAME` or `NAME@CONFIGURATION`, of which `split` is read.
-    - `package.module:factory`: gives batches (a loader, or any iterable), a Dataset, or texts.
+    - `package.module:factory`: gives batches (a loader, or any iterable), a Dataset of samples,
+      one of `datasets`, which is read by its rows, or texts.
 
     `task` is inferred from the model's class; it says which columns are read and how they are fed.
     `columns`: of what role is which (text, pair, tokens, label, target, image); `#COLUMN` behind a
@@ -65,48 +73,57 @@ def load_data(
     tensors (batch, longest in the batch, or `pad_to`) by the model's tokenizer, cut to `max_length`
     tokens, images by its processor, opened as they are needed. There are `labels` where there is
     such a column. `max_samples`: at most so many, drawn at random by the `seed`. `shuffle`: in
-    another order each time, by torch's random numbers. Where texts come in pairs and the model
-    takes `token_type_ids`, the source's example call gets them. Raises SourceError, with the
-    remedy, for data that is absent, empty or cannot be read, and columns that do not exist.
+    another order each time, by torch's random numbers. A factory's own batches come in its own
+    order, and of them the first are taken. Where texts come in pairs and the model takes
+    `token_type_ids`, the source's example call gets them. Raises SourceError, with the remedy, for
+    data that is absent, empty or cannot be read, for columns that do not exist, and for an entry
+    that has nothing, or something else, under a column that is read.
     """
+    counts = {"--batch-size": batch_size, "--max-samples": max_samples}
+    for option, value in (counts | {"--max-length": max_length, "--pad-to": pad_to}).items():
+        if value is not None and value < 1:
+            raise SourceError(f"{option} {value} leaves nothing to read: give 1 or more.")
     name, _, column = (spec, "", "") if Path(spec).exists() else spec.partition("#")
     named = dict(columns or {}) | ({"text": column} if column else {})
     if _FACTORY.fullmatch(name) and not Path(name).exists():
-        made = _call_factory(name, split)
-        if not (isinstance(made, Sequence) and made and isinstance(made[0], str)):
-            return _take(name, made, batch_size, max_samples)
-        read = Read([{"text": text} for text in made])
+        made = call_factory(name, split)
+        read = factory_rows(name, made, split)
+        if read is None:
+            return factory_batches(name, made, batch_size, max_samples, seed, shuffle)
     else:
         read = read_rows(name, split)
-    rows = some_of(read.rows, max_samples, seed)
+    entries = some_of(name, read.rows, max_samples, seed)
     chosen = named_task(task, source)
-    present = columns_of(rows)
-    strings = [c for c in present if isinstance(rows[0].get(c), str)]
+    present = entries.columns()
+    strings = [c for c in present if isinstance(entries.rows[0].get(c), str)]
     found = find_columns(name, chosen, present, named, strings)
-    for role, own in found.items():
-        _require_filled(name, rows, own if role in chosen.needs else None)
+    for column_of_role in found.values():
+        _require_filled(entries, column_of_role)
+    if "tokens" in found:
+        require_words(entries, found["tokens"])
     labels = (
-        row_labels(name, rows, found["label"], source, read.classes) if "label" in found else None
+        row_labels(entries, found["label"], chosen, source, read.classes)
+        if "label" in found
+        else None
     )
     if "image" in found:
-        dataset, collate = _images(rows, found["image"], labels, source, read.base)
+        dataset, collate = _images(entries.rows, found["image"], labels, source, read.base)
     else:
         tokenizer = padding_tokenizer(source)
         if "pair" in found:
             take_segments(source, tokenizer)
-        limit = token_limit(tokenizer, source.model, pad_to or max_length)
-        dataset = _Samples(encode(rows, found, labels, chosen, tokenizer, limit))
+        limit = token_limit(tokenizer, source.model, max_length, pad_to)
+        dataset = _Samples(encode(entries, found, labels, chosen, tokenizer, limit))
         collate = collator(chosen, tokenizer, source, pad_to)
     return DataLoader(dataset, batch_size, shuffle=shuffle, collate_fn=collate)
 
 
-def _require_filled(name: str, rows: Sequence[Row], column: str | None) -> None:
-    values = (row.get(column) for row in rows) if column is not None else ()
-    empty = next((i for i, value in enumerate(values, 1) if value is None), None)
+def _require_filled(entries: Entries, column: str) -> None:
+    empty = next((i for i, v in enumerate(entries.values(column)) if v is None), None)
     if empty is not None:
         raise SourceError(
-            f"entry {empty} of {name} has nothing under {column!r}: fill it in, or leave the entry "
-            "out."
+            f"{entries.where(empty)} has nothing under {column!r}: fill it in, leave the entry "
+            "out, or rename the column where it is not to be read."
         )
 
 
@@ -131,41 +148,3 @@ def _images(
         return {key: pixels} if own is None else {key: pixels, "labels": own}
 
     return _Samples(range(len(rows)), make), collate
-
-
-def _call_factory(spec: str, split: str) -> Any:
-    made = import_factory(spec)
-    if callable(made) and "split" in inspect.signature(made).parameters:
-        return made(split=split)
-    if split != TRAIN:
-        raise SourceError(f"{spec} takes no `split`, and {split!r} was asked for: let it take one.")
-    return made() if callable(made) else made
-
-
-def _take(name: str, made: Any, batch_size: int, max_samples: int | None) -> list[Any]:
-    """Batches as the factory gave them, up to `max_samples` samples; a Dataset is batched."""
-    if isinstance(made, Dataset):
-        made = DataLoader(made, batch_size=batch_size)
-    if not isinstance(made, Iterable) or isinstance(made, (str, Tensor, Mapping)):
-        raise SourceError(
-            f"{name} gave {type(made).__name__}: return an iterable of batches, a Dataset, or a "
-            "list of texts."
-        )
-    batches: list[Any] = []
-    count = 0
-    for batch in made:
-        if max_samples is not None and count >= max_samples:
-            break
-        batches.append(batch)
-        count += _size(batch)
-    if not batches:
-        raise SourceError(f"{name} gave no batches: return an iterable that is not empty.")
-    return batches
-
-
-def _size(batch: Any) -> int:
-    """Samples in a batch: the first axis of its first tensor."""
-    if isinstance(batch, Tensor):
-        return len(batch) if batch.dim() else 1
-    inner = list(batch.values()) if isinstance(batch, Mapping) else batch
-    return _size(inner[0]) if isinstance(inner, (list, tuple)) and inner else 1

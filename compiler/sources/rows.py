@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..errors import SourceError
 from .image_folder import classes_of, has_images, image_rows
 
 Row = Mapping[str, Any]
+_ENCODING = "utf-8-sig"  # UTF-8, with the mark in front that some editors write, or without
 TRAIN = "train"  # what data without splits is taken for
 
 
@@ -25,6 +26,31 @@ class Read:
     rows: Sequence[Row]
     base: Path = Path()
     classes: list[str] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Entries:
+    """The rows that are taken of `data`, as the user named it, and the numbers they have there."""
+
+    data: str
+    rows: Sequence[Row]
+    numbers: Sequence[int]
+
+    def columns(self) -> list[str]:
+        """The names of the columns, of whatever row has them."""
+        names = getattr(self.rows, "column_names", None)
+        found = names if names is not None else (name for row in self.rows for name in row)
+        return list(dict.fromkeys(found))
+
+    def values(self, column: str) -> Sequence[Any]:
+        """Those of a column, None where a row has none."""
+        if hasattr(self.rows, "column_names"):  # of `datasets`: other columns (images) stay unread
+            return self.rows[column]  # type: ignore[call-overload]
+        return [row.get(column) for row in self.rows]
+
+    def where(self, index: int) -> str:
+        """How a message names a row."""
+        return f"entry {self.numbers[index]} of {self.data}"
 
 
 _SAVED = "state.json", "dataset_dict.json"  # what datasets writes by save_to_disk
@@ -55,28 +81,45 @@ def read_rows(name: str, split: str) -> Read:
     return rows
 
 
-def some_of(rows: Sequence[Row], count: int | None, seed: int) -> Sequence[Row]:
-    """At most `count` rows in their order, drawn at random, since files are often sorted."""
-    if count is None or count >= len(rows):
-        return rows
-    chosen = sorted(random.Random(seed).sample(range(len(rows)), count))
-    return rows.select(chosen) if hasattr(rows, "select") else [rows[i] for i in chosen]  # type: ignore[attr-defined]
+def drawn(size: int, count: int | None, seed: int) -> Sequence[int]:
+    """At most `count` of so many indices in their order, at random, since data are often sorted."""
+    if count is None or count >= size:
+        return range(size)
+    return sorted(random.Random(seed).sample(range(size), count))
+
+
+def some_of(data: str, rows: Sequence[Row], count: int | None, seed: int) -> Entries:
+    """At most `count` rows, as `drawn`."""
+    chosen = drawn(len(rows), count, seed)
+    if len(chosen) < len(rows):
+        select = getattr(rows, "select", None)
+        rows = select(chosen) if select is not None else [rows[i] for i in chosen]
+    return Entries(data, rows, [i + 1 for i in chosen])
 
 
 def _read_text(path: Path) -> Sequence[Row]:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding=_ENCODING).splitlines()
     return [{"text": stripped} for line in lines if (stripped := line.strip())]
 
 
 def _read_json_lines(path: Path) -> Sequence[Row]:
-    with path.open(encoding="utf-8") as lines:
-        return [
-            _object(path, n, json.loads(line)) for n, line in enumerate(lines, 1) if line.strip()
-        ]
+    rows: list[Row] = []
+    with path.open(encoding=_ENCODING) as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    item = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise SourceError(
+                        f"{path}, line {number}, is no JSON ({error.msg} at column {error.colno}): "
+                        "write one object a line."
+                    ) from error
+                rows.append(_object(path, len(rows) + 1, item))
+    return rows
 
 
 def _read_json(path: Path) -> Sequence[Row]:
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = json.loads(path.read_text(encoding=_ENCODING))
     if not isinstance(found, list):
         raise SourceError(
             f"{path} is not a JSON list of objects: write one object a line (.jsonl)."
@@ -91,8 +134,17 @@ def _object(path: Path, number: int, item: Any) -> Row:
 
 
 def _read_table(path: Path) -> Sequence[Row]:
-    with path.open(encoding="utf-8", newline="") as lines:
-        return list(csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ","))
+    rows: list[Row] = []
+    with path.open(encoding=_ENCODING, newline="") as lines:
+        reader = csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ",")
+        for row in reader:
+            if any(row.pop(None, ())):  # type: ignore[call-overload]  # fields beyond the header's
+                raise SourceError(
+                    f"{path}, line {reader.line_num}, has more fields than the first line names: "
+                    "put texts that hold a separator in quotes."
+                )
+            rows.append(row)
+    return rows
 
 
 def _read_parquet(path: Path) -> Any:
@@ -168,7 +220,7 @@ def _images(folder: Path, splits: Sequence[Path]) -> Read:
 def _read_saved(path: Path, split: str) -> Any:
     datasets = _library(f"{path} was saved by a package that is missing")
     found = datasets.load_from_disk(str(path))
-    return _of_split(str(path), found, split)
+    return of_split(str(path), found, split)
 
 
 def _read_hub(name: str, split: str) -> Any:
@@ -187,7 +239,8 @@ def _no_split(name: str, split: str, why: str) -> SourceError:
     return SourceError(f"{name} has no split {split!r}: {why}.")
 
 
-def _of_split(name: str, found: Any, split: str) -> Any:
+def of_split(name: str, found: Any, split: str) -> Any:
+    """The split of a DatasetDict; what is no mapping has none but "train". Raises SourceError."""
     if not isinstance(found, Mapping):
         if split != TRAIN:
             raise _no_split(name, split, "it was saved as one: name another by --eval-data")
@@ -195,9 +248,3 @@ def _of_split(name: str, found: Any, split: str) -> Any:
     if split not in found:
         raise SourceError(f"{name} has no split {split!r}: it has {', '.join(found)}.")
     return found[split]
-
-
-def columns_of(rows: Iterable[Row]) -> list[str]:
-    """The names of the columns."""
-    names = getattr(rows, "column_names", None)
-    return list(names) if names is not None else list(next(iter(rows)))

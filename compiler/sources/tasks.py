@@ -10,6 +10,7 @@ from torch import Tensor
 from ..errors import SourceError
 from .model import Source
 
+TOKEN_CLASSES = "token-classification"
 _TEXT = ("text", "sentence", "content", "document", "review", "question", "body", "prompt")
 _FIRST = ("sentence1", "premise", "question1", "question", "text1", "query")
 _SECOND = ("sentence2", "hypothesis", "question2", "context", "text2", "passage")
@@ -34,7 +35,7 @@ TASKS = {
     task.name: task
     for task in (
         Task("text-classification", ("text",), ("pair", "label"), ("ForSequenceClassification",)),
-        Task("token-classification", ("tokens",), ("label",), ("ForTokenClassification",)),
+        Task(TOKEN_CLASSES, ("tokens",), ("label",), ("ForTokenClassification",)),
         Task("question-answering", ("text", "pair"), (), ("ForQuestionAnswering",)),
         Task("fill-mask", ("text",), (), ("ForMaskedLM", "ForPreTraining")),
         Task("text-generation", ("text",), (), ("ForCausalLM", "LMHeadModel")),
@@ -110,7 +111,7 @@ def _usual(
     role: str, task: Task, present: Sequence[str], strings: Sequence[str], found: Mapping[str, str]
 ) -> str | None:
     names = ROLES[role]
-    if role == "label" and task.name == "token-classification":
+    if role == "label" and task.name == TOKEN_CLASSES:
         names = _TOKEN_LABEL
     if role == "text" and "pair" in (*task.needs, *task.takes):
         second = next((c for c in _SECOND if c in present), None)

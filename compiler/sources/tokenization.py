@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..errors import SourceError
 from .model import Source
-from .rows import Row
-from .tasks import Task
+from .rows import Entries
+from .tasks import TOKEN_CLASSES, Task
 
 # Where neither the tokenizer nor the model sets a shorter limit.
 LONGEST_TEXT = 512
@@ -44,7 +44,7 @@ def padding_tokenizer(source: Source) -> Any:
 
 
 def encode(
-    rows: Sequence[Row],
+    entries: Entries,
     columns: Mapping[str, str],
     labels: Sequence[Any] | None,
     task: Task,
@@ -52,29 +52,34 @@ def encode(
     limit: int,
 ) -> list[Sample]:
     """A sample for each row: token ids and what goes with them, unpadded, at most `limit` long, and
-    `labels`. Token classes follow words: of a word in several pieces the first has its class."""
+    `labels`. Token classes follow words: of a word in several pieces the first has its class.
+    Raises SourceError, naming the row, for words that are not as many as their labels, and for a
+    question that leaves no room for its text."""
     options: dict[str, Any] = {"truncation": True, "max_length": limit}
     if "tokens" in columns:
-        words = [list(row[columns["tokens"]]) for row in rows]
+        words = list(map(list, entries.values(columns["tokens"])))
+        _require_as_many(entries, words, labels)
         encoded = tokenizer(words, is_split_into_words=True, **options)
         if labels is not None:
             aligned = [_aligned(encoded.word_ids(i), own) for i, own in enumerate(labels)]
             labels = aligned
     else:
-        texts = [str(row[columns["text"]]) for row in rows]
+        texts = list(map(str, entries.values(columns["text"])))
         if "pair" in columns:
             options["truncation"] = (
                 "only_second" if task.name == "question-answering" else "longest_first"
             )
-        seconds = [str(row[columns["pair"]]) for row in rows] if "pair" in columns else None
+        seconds = list(map(str, entries.values(columns["pair"]))) if "pair" in columns else None
+        if task.name == "question-answering" and seconds is not None:
+            _require_room(entries, texts, tokenizer, limit)
         encoded = tokenizer(texts, seconds, **options)
         if "target" in columns:
-            targets = [str(row[columns["target"]]) for row in rows]
+            targets = list(map(str, entries.values(columns["target"])))
             labels = tokenizer(text_target=targets, truncation=True, max_length=limit)["input_ids"]
         elif task.name == "text2text-generation":
             labels = encoded["input_ids"]
     names = list(encoded)
-    samples = [{name: encoded[name][i] for name in names} for i in range(len(rows))]
+    samples = [{name: encoded[name][i] for name in names} for i in range(len(entries.rows))]
     for sample, label in zip(samples, labels if labels is not None else (), strict=False):
         sample["labels"] = label
     return samples
@@ -90,7 +95,7 @@ def collator(task: Task, tokenizer: Any, source: Source, width: int | None) -> C
         made: Any = transformers.DataCollatorForLanguageModeling(tokenizer, mlm=True)
     elif task.name == "text-generation":
         made = transformers.DataCollatorForLanguageModeling(tokenizer, mlm=False)
-    elif task.name == "token-classification":
+    elif task.name == TOKEN_CLASSES:
         made = transformers.DataCollatorForTokenClassification(tokenizer, **options)
     elif task.name == "text2text-generation":
         made = transformers.DataCollatorForSeq2Seq(tokenizer, source.model, **options)  # type: ignore[arg-type]
@@ -132,12 +137,68 @@ def accepted_inputs(source: Source) -> set[str]:
     return {*by_position, *(k for k, v in source.kwargs.items() if isinstance(v, Tensor))}
 
 
-def token_limit(tokenizer: Any, model: Any, asked: int | None) -> int:
-    """Tokens a text is cut to. Tokenizers without a limit of their own claim an enormous one."""
+def token_limit(
+    tokenizer: Any, model: Any, max_length: int | None = None, pad_to: int | None = None
+) -> int:
+    """Tokens a text is cut to. Raises SourceError where `pad_to` is more than the model takes."""
     positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    # RoBERTa and its kin number positions from 2, and their tokenizers say so.
-    limits = [tokenizer.model_max_length, positions, asked or LONGEST_TEXT]
-    return int(min(limit for limit in limits if isinstance(limit, (int, float)) and limit > 0))
+    if isinstance(positions, int):
+        positions -= _first_position(model)
+    # Tokenizers without a limit of their own claim an enormous one.
+    limits = [v for v in (tokenizer.model_max_length, positions) if isinstance(v, (int, float))]
+    most = int(min(v for v in (*limits, float(2**62)) if v > 0))
+    if pad_to is not None and pad_to > most:
+        raise SourceError(
+            f"texts are to be padded to {pad_to} tokens (--pad-to), and the model and its "
+            f"tokenizer take at most {most}: ask for {most} or fewer."
+        )
+    asked = [v for v in (max_length, pad_to) if v is not None] or [LONGEST_TEXT]
+    return min(most, *asked)
+
+
+def _first_position(model: Any) -> int:
+    """The number of a text's first position: RoBERTa and its kin keep those up to the padding
+    token's for padding, and so have fewer than their configuration says."""
+    for name, module in model.named_modules():
+        padding = getattr(module, "padding_idx", None)
+        if name.rpartition(".")[2] == "position_embeddings" and padding is not None:
+            return padding + 1
+    return 0
+
+
+def require_words(entries: Entries, column: str) -> None:
+    """Raises SourceError, naming the row, for what is no list of words."""
+    for index, words in enumerate(entries.values(column)):
+        if not isinstance(words, (list, tuple)) or not all(isinstance(w, str) for w in words):
+            raise SourceError(
+                f"{entries.where(index)} has {str(words)[:80]!r} under {column!r}, where a list of "
+                'words is read: write ["one", "two"], in .jsonl or .json.'
+            )
+
+
+def _require_as_many(
+    entries: Entries, words: Sequence[list[str]], labels: Sequence[Any] | None
+) -> None:
+    for index, own in enumerate(labels or ()):
+        if not isinstance(own, (list, tuple)) or len(own) != len(words[index]):
+            have = f"{len(own)} labels" if isinstance(own, (list, tuple)) else "one label"
+            raise SourceError(
+                f"{entries.where(index)} has {have} for {len(words[index])} words: write one for "
+                "each."
+            )
+
+
+def _require_room(entries: Entries, questions: Sequence[str], tokenizer: Any, limit: int) -> None:
+    """Only the text behind a question is cut, and tokenizers fail where that does not suffice."""
+    room = limit - tokenizer.num_special_tokens_to_add(pair=True)
+    lengths = map(len, tokenizer(list(questions), add_special_tokens=False)["input_ids"])
+    long = next(((i, n) for i, n in enumerate(lengths) if n >= room), None)
+    if long is not None:
+        raise SourceError(
+            f"the question of {entries.where(long[0])} has {long[1]} tokens, and with its text at "
+            f"most {limit} are read (--max-length, or what the model takes): raise that, or leave "
+            "the entry out."
+        )
 
 
 def _aligned(words: Sequence[int | None], labels: Sequence[int]) -> list[int]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ...compiler.capture.batches import forward_arguments
+from ...compiler.cause import cause
 from ...compiler.errors import PlanError
 from ...compiler.ir.program import Program
 from ...compiler.verify.interpreter import ProgramInterpreter
@@ -39,10 +40,15 @@ def calibration_batches(
         raise PlanError(
             f"{asks} needs {what}: give calibration=, unlabelled batches, or leave the pass out."
         )
-    known = {_shapes(program.flat_inputs()): True}
-    fitting = [flat for flat in batches if _fits(program, flat, known)]
+    known: dict[Any, str | None] = {_shapes(program.flat_inputs()): None}
+    fitting = [flat for flat in batches if _obstacle(program, flat, known) is None]
     if not fitting:
-        raise PlanError(f"{asks}: the captured program runs on none of the calibration batches.")
+        raise PlanError(
+            f"{asks}: the captured program runs on none of the calibration batches: it was captured"
+            f" with inputs of {_shown(program.flat_inputs())}, and on the first batch, of "
+            f"{_shown(batches[0])}, it fails ({_obstacle(program, batches[0], known)}): give "
+            "batches like the example inputs, or capture with inputs like the batches."
+        )
     with measuring():
         peak = _peak(state, fitting[0])
     held, taken = 0, 0
@@ -54,21 +60,26 @@ def calibration_batches(
     return fitting[:taken], len(batches) - taken
 
 
-def _fits(program: Program, flat: Sequence[Any], known: dict[Any, bool]) -> bool:
-    """Whether the program runs on inputs of these shapes; `known` remembers."""
+def _obstacle(program: Program, flat: Sequence[Any], known: dict[Any, str | None]) -> str | None:
+    """Why the program does not run on inputs of these shapes, None where it does; `known`
+    remembers."""
     shapes = _shapes(flat)
     if shapes not in known:
         try:
             with measuring():
                 ProgramInterpreter(program)(flat)
-            known[shapes] = True
-        except Exception:  # whatever an op says of a size that capture fixed
-            known[shapes] = False
+            known[shapes] = None
+        except Exception as error:  # whatever an op says of a size that capture fixed
+            known[shapes] = cause(error)
     return known[shapes]
 
 
 def _shapes(flat: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(x.shape if isinstance(x, Tensor) else None for x in flat)
+
+
+def _shown(flat: Sequence[Any]) -> str:
+    return ", ".join(str(list(x.shape)) for x in flat if isinstance(x, Tensor))
 
 
 def _peak(state: Compilation, flat: Sequence[Any]) -> int:
