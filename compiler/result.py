@@ -124,6 +124,7 @@ class Result:
         args, kwargs = self.example()
         for runtime in runtimes:
             files: dict[str, Any] = {}
+            fixed = False
             with tempfile.TemporaryDirectory(prefix="prunec-") as scratch:
                 if runtime == "onnxruntime":
                     pair = [pathlib.Path(scratch) / "original.onnx", onnx]
@@ -131,10 +132,9 @@ class Result:
                     if pair[1] is None:
                         pair[1] = pathlib.Path(scratch) / "result.onnx"
                         found[1] = self._export(pair[1])
-                    if not all(file is None or file.dynamic_batch for file in found):
-                        batches = [None]
+                    fixed = not all(file is None or file.dynamic_batch for file in found)
                     files = {"onnx_before": pair[0], "onnx_after": pair[1]}
-                for batch in self._batches():
+                for batch in (None,) if fixed else self._batches():
                     self.measure(runtime, batch, **files, **options)
 
     def _batches(self) -> list[int | None]:
@@ -182,12 +182,12 @@ class Result:
         calls = calls or [self.example()]
         with tempfile.TemporaryDirectory(prefix="prunec-") as scratch:
             exported = pathlib.Path(scratch) / "float.onnx"
-            self._export(exported)
+            fixed = not self._export(exported).dynamic_batch
             report = quantize_onnx(self.model, exported, path, calls, mode=mode)
             if measure:
                 before = pathlib.Path(scratch) / "original.onnx"
-                export_onnx(self.source, *self.example(), before)
-                for batch in measure:
+                fixed |= not export_onnx(self.source, *self.example(), before).dynamic_batch
+                for batch in (None,) if fixed else measure:
                     files: dict[str, Any] = {
                         "onnx_before": before,
                         "onnx_after": pathlib.Path(path),

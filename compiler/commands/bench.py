@@ -45,7 +45,7 @@ def bench_command(
         )
     check_device(device, computes=not all(files))  # onnxruntime may have one that torch has not
     if all(files):
-        own = fixed_batch(before)
+        own = fixed_batch(before, after)
         batches = batches or (BATCHES if own is None else (own,))
         found = [compare_onnx_files(before, after, batch, device=device) for batch in batches]
     else:

@@ -15,9 +15,14 @@ from .timing import Comparison, compare
 DEFAULT_SIZE = 32  # of a dynamic axis that is not the batch
 
 
-def fixed_batch(path: pathlib.Path | str) -> int | None:
-    """The batch a file was exported at, where no first axis of its inputs is dynamic; else None."""
-    return _own_batch(OnnxSession(path).signature())
+Signature = list[tuple[str, tuple[int | str, ...], str]]
+
+
+def fixed_batch(*paths: pathlib.Path | str) -> int | None:
+    """The batch a file was exported at, where no first axis of its inputs is dynamic; of several
+    files that of the first one that has such a batch; else None."""
+    own = (_own_batch(OnnxSession(path).signature()) for path in paths)
+    return next((size for size in own if size is not None), None)
 
 
 def compare_onnx_files(
@@ -29,22 +34,37 @@ def compare_onnx_files(
     Raises MeasureError when the signatures differ, or the files are fixed at another batch.
     """
     a, b = OnnxSession(before, device=device), OnnxSession(after, device=device)
-    if a.signature() != b.signature():
+    signature = _common(a.signature(), b.signature())
+    if signature is None:
         raise MeasureError(
             f"{before} and {after} take different inputs; compare two exports of one model."
         )
-    own = _own_batch(a.signature())
+    own = _own_batch(signature)
     if own not in (None, batch):
         raise MeasureError(
-            f"{before} is fixed at batch {own} and runs at no other: leave --batch {batch} out, or "
-            "export it with a dynamic batch."
+            f"{before} or {after} is fixed at batch {own} and runs at no other: leave --batch "
+            f"{batch} out, or export both with a dynamic batch."
         )
-    inputs = {name: _drawn(shape, kind, batch) for name, shape, kind in a.signature()}
+    inputs = {name: _drawn(shape, kind, batch) for name, shape, kind in signature}
     timed = compare(a.bound(inputs), b.bound(inputs), device=device, runtime="onnxruntime")
     return dataclasses.replace(timed, batch=batch)
 
 
-def _own_batch(signature: list[tuple[str, tuple[int | str, ...], str]]) -> int | None:
+def _common(one: Signature, other: Signature) -> Signature | None:
+    """What both files take: an axis that one of them fixed has its size; None where they differ in
+    more than that and the names of axes."""
+    if [(n, len(s), k) for n, s, k in one] != [(n, len(s), k) for n, s, k in other]:
+        return None
+    found: Signature = []
+    for (name, a, kind), (_, b, _) in zip(one, other, strict=True):
+        sizes = [{s for s in pair if isinstance(s, int)} for pair in zip(a, b, strict=True)]
+        if any(len(fixed) > 1 for fixed in sizes):
+            return None
+        found.append((name, tuple(next(iter(f), x) for f, x in zip(sizes, a, strict=True)), kind))
+    return found
+
+
+def _own_batch(signature: Signature) -> int | None:
     """As `capture.batch.batch_size` finds it in tensors: the first axis that most inputs share."""
     first = [shape[0] for _, shape, _ in signature if shape]
     sizes = [size for size in first if isinstance(size, int)]
