@@ -346,7 +346,7 @@ def test_a_table_in_a_directory_goes_before_its_images(tmp_path: Path) -> None:
     ((pixels, labels),) = load_data(str(root), source)
     assert (len(pixels), labels.tolist()) == (2, [0, 1])
     (root / "train.csv").write_text("image,label\nimages/dark/0.png,2\n")
-    with pytest.raises(SourceError, match="entry 1 .* label 2 under 'label', .* 0 to 1"):
+    with pytest.raises(SourceError, match=r"entry 1 .* label 2 under 'label', .* 0 to 1"):
         read(str(root), source)
     many = text_source(transformers.BertForSequenceClassification, num_labels=12)
     texts = tmp_path / "texts"
