@@ -51,6 +51,9 @@ def test_quality_that_is_no_number_is_an_error(given: Any) -> None:
 
     with pytest.raises(QualityError, match=r"judge gave .* for the original model"):
         compress(evaluate=judge)
+
+
+def test_quality_of_the_result_is_a_number_too() -> None:
     values = iter((0.8, None))
     with pytest.raises(QualityError, match=r"gave NoneType .* for the smaller model"):
         compress(evaluate=lambda _: next(values))
