@@ -30,7 +30,7 @@ console = Console(width=None if sys.stdout.isatty() else 120)  # files and pipes
 OF_A_COMPILE = ("emit", "rounds", "checkpoint", "floor", "steps", "learning_rate", "no_measure")
 OF_DATA = ("task", "columns", "max_length", "pad_to", "batch_size", "max_samples")
 OF_TRAINING = ("split", "steps", "learning_rate")
-INTERRUPTED = 130  # the exit code of a process ended by Ctrl-C; see also prunec.command
+INTERRUPTED = 130  # the exit code of a process ended by Ctrl-C
 
 Model = Annotated[
     str,

@@ -54,9 +54,7 @@ ABOVE_PASSES = LEVEL["sources"]
 
 
 def python_files() -> list[Path]:
-    return sorted(
-        p for folder in ("command", "compiler", "passes") for p in (ROOT / folder).rglob("*.py")
-    )
+    return sorted(p for folder in ("compiler", "passes") for p in (ROOT / folder).rglob("*.py"))
 
 
 def module_name(path: Path) -> str:
