@@ -107,9 +107,14 @@ def compile_(
     ] = "torch",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1")] = None,
     runtime: Annotated[
-        str, typer.Option(help="torch, compile or onnxruntime, for a speed target")
+        str,
+        typer.Option(
+            help="torch, compile or onnxruntime: where a speed target holds, and is timed"
+        ),
     ] = "torch",
-    batch: Annotated[int | None, typer.Option(help="batch a speed target is for", min=1)] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="batch that --runtime is timed at", min=1)
+    ] = None,
     inputs: Inputs = None,
     outputs: Outputs = None,
     untie_tables: UntieTables = False,

@@ -18,8 +18,8 @@ class Target:
     every prunable dimension, one factor per product. `speedup`: a factor >= 1. `latency_ms`:
     absolute. `error`: a bound on each dimension's predicted relative error at its consumers, by
     which as much goes as it allows; it needs a score that measures error curves. A speed target is
-    for a runtime ("torch", "compile", "onnxruntime"), a batch (None:
-    that of the example inputs) and the model's dtype.
+    for a runtime ("torch", "compile", "onnxruntime"), a batch (None: that of the example inputs)
+    and the model's dtype; with another aim, the result is also timed there.
 
     Raises TargetError for none, several, or a value out of range.
     """

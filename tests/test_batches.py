@@ -15,6 +15,7 @@ from prunec.compiler.capture.batches import (
     named_arguments,
     split_batch,
     to_device,
+    unlabelled,
 )
 
 x, mask, y = torch.randn(2, 3), torch.ones(2, 3), torch.tensor([0, 1])
@@ -104,3 +105,32 @@ def test_arguments_get_the_names_of_forward() -> None:
 
     named = named_arguments(Model(), (x, mask, y), {"scale": 2, "other": 3})
     assert named == {"ids": x, "attention_mask": mask, "scale": 2, "other": 3}
+
+
+def test_an_encoder_decoder_gets_its_decoders_inputs_from_the_labels() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.T5Config(
+        vocab_size=20,
+        d_model=8,
+        d_kv=4,
+        d_ff=8,
+        num_layers=1,
+        num_heads=2,
+        decoder_start_token_id=0,
+    )
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    ids, labels = torch.tensor([[3, 4, 5]]), torch.tensor([[7, 8, -100]])
+    batch = {"input_ids": ids, "labels": labels}
+    args, kwargs, found = split_batch(batch, model=model)
+    assert args == ()
+    assert found is labels
+    assert kwargs["decoder_input_ids"].tolist() == [[0, 7, 8]]
+    with torch.no_grad():
+        expected = model(input_ids=ids, labels=labels).logits
+        assert torch.equal(model(**kwargs).logits, expected)
+    own = {**batch, "decoder_input_ids": ids}
+    assert split_batch(own, model=model)[1]["decoder_input_ids"] is ids
+    assert list(split_batch(batch)[1]) == ["input_ids"]
+    # a graph takes what it was captured with
+    assert "decoder_input_ids" not in unlabelled([batch], model, {"input_ids": ids})[0]
+    assert "decoder_input_ids" in unlabelled([batch], model, own)[0]

@@ -324,3 +324,12 @@ def test_model_with_a_fixed_batch_is_compiled_and_measured_as_it_is(
     assert result.model.body.out_features == 8
     assert [c.batch for c in result.report.latency] == [None]
     assert result.verify().passed
+
+
+def test_a_runtime_and_batch_are_timed_whatever_the_aim(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prunec.compiler.result.compare_modules", timed_by_size)
+    plain = compress(target=Target(width=0.5), measure=True)
+    assert {c.runtime for c in plain.report.latency} == {"torch"}
+    asked = compress(target=Target(width=0.5, runtime="onnxruntime", batch=4), measure=True)
+    assert ("onnxruntime", 4) in [(c.runtime, c.batch) for c in asked.report.latency]
+    assert not any("asked for" in note for note in asked.report.notes)

@@ -55,12 +55,14 @@ def forward_arguments(item: Any, device: Device = None) -> tuple[tuple[Any, ...]
 
 
 def split_batch(
-    batch: Any, device: Device = None
+    batch: Any, device: Device = None, model: nn.Module | None = None
 ) -> tuple[tuple[Any, ...], dict[str, Any], Tensor | None]:
     """The positional arguments, keyword arguments and labels of one training batch, on `device`.
 
     A sequence of one is an unlabelled batch, as `DataLoader(TensorDataset(x))` yields it. Several
-    positional arguments without labels are `((a, b), None)`.
+    positional arguments without labels are `((a, b), None)`. With an encoder-decoder of
+    transformers as `model`, a dict's labels also give the decoder's inputs, where it has none: its
+    `forward` would make them of the labels, which it is not called with.
 
     Raises:
         BatchError: a sequence of another length than 1 or 2, labels that are no tensor, labels
@@ -87,19 +89,38 @@ def split_batch(
             " ((a, b), None) for a batch of two forward arguments without labels."
         )
     args, kwargs = forward_arguments(batch, device)
-    return args, kwargs, to_device(labels, device)
+    labels = to_device(labels, device)
+    if labels is not None and _wants_decoder_inputs(model, kwargs):
+        shifted: Any = model
+        kwargs["decoder_input_ids"] = shifted.prepare_decoder_input_ids_from_labels(labels=labels)
+    return args, kwargs, labels
 
 
-def unlabelled(batches: Iterable[Any] | None, limit: int = CALIBRATION_BATCHES) -> list[Any]:
+def _wants_decoder_inputs(model: nn.Module | None, kwargs: Mapping[str, Any]) -> bool:
+    """Whether transformers would make `decoder_input_ids` of the labels of these arguments."""
+    given = "decoder_input_ids" in kwargs or "decoder_inputs_embeds" in kwargs
+    config = getattr(model, "config", None)
+    decodes = bool(kwargs) and not given and getattr(config, "is_encoder_decoder", False)
+    return decodes and hasattr(model, "prepare_decoder_input_ids_from_labels")
+
+
+def unlabelled(
+    batches: Iterable[Any] | None,
+    model: nn.Module | None = None,
+    call: Mapping[str, Any] | None = None,
+    limit: int = CALIBRATION_BATCHES,
+) -> list[Any]:
     """The first training batches without their labels, as calibration data, of a shuffling loader
-    the same ones each time; none of an iterator, which can be read once only."""
+    the same ones each time; none of an iterator, which can be read once only. `model`, `call`: the
+    keyword arguments it is captured with, beside which a graph takes no others."""
     if batches is None or isinstance(batches, Iterator):
         return []
+    decoder = model if "decoder_input_ids" in (call or {}) else None
     found: list[Any] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for batch in itertools.islice(batches, limit):
-            args, kwargs, _ = split_batch(batch)
+            args, kwargs, _ = split_batch(batch, model=decoder)
             found.append(args if args else kwargs)
     return found
 

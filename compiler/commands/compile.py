@@ -103,7 +103,7 @@ def compile_command(options: CompileOptions, console: Console) -> None:
         target=target,
         outputs=options.outputs,
         untie_tables=options.untie_tables,
-        calibration=unlabelled(data),
+        calibration=unlabelled(data, source.model, source.kwargs),
         train=train,
         evaluate=evaluate,
         floor=options.floor,
@@ -140,7 +140,7 @@ def _sweep(options: CompileOptions, console: Console) -> None:
         targets=targets,
         outputs=options.outputs,
         untie_tables=options.untie_tables,
-        calibration=unlabelled(data),
+        calibration=unlabelled(data, source.model, source.kwargs),
         evaluate=evaluate,
         recipe=options.recipe,
         options={k: v for k, v in _pass_options(options).items() if k != "distill"},
@@ -269,7 +269,7 @@ def _dry_run(options: CompileOptions, source: Source, target: Target, console: C
         untie_tables=options.untie_tables,
     )
     entries = read_recipe(options.recipe)
-    calibration = to_device(unlabelled(data), options.device) or None
+    calibration = to_device(unlabelled(data, source.model, source.kwargs), options.device) or None
     supplies = {"target": target, "train": None, "calibration": calibration, "device": None}
     passes, _ = build_pipeline(entries, supplies, _pass_options(options))
     planning = [step for step in passes if not {"dense"} & {*step.provides, *step.needs}]

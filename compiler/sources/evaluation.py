@@ -49,7 +49,7 @@ class Metric:
         """What the number is."""
         place = next((p.device for p in self.original.parameters()), torch.device("cpu"))
         with torch.random.fork_rng(devices=[]):
-            args, kwargs, labels = split_batch(next(iter(self.batches)), place)
+            args, kwargs, labels = split_batch(next(iter(self.batches)), place, self.original)
         if labels is None:
             return "cosine"
         with torch.no_grad(), eval_mode(self.original):
@@ -71,12 +71,12 @@ class Metric:
         with torch.no_grad(), eval_mode(model, self.original), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             for batch in self.batches:
-                args, kwargs, labels = split_batch(batch, place)
+                args, kwargs, labels = split_batch(batch, place, self.original)
                 found = _first(model(*args, **kwargs))
                 samples += batch_size(args, kwargs) or 0
                 if kind == "cosine":
                     there = next((p.device for p in self.original.parameters()), place)
-                    own = split_batch(batch, there)
+                    own = split_batch(batch, there, self.original)
                     other = _first(self.original(*own[0], **own[1])).to(place)
                     found, other = (_unpadded(x, kwargs) for x in (found, other))
                     same = F.cosine_similarity(found.flatten(1), other.flatten(1), dim=-1)

@@ -228,7 +228,7 @@ class Training:
         return self.place if self.place is None or self.final else self.place / "full-size"
 
     def _loss(self, model: nn.Module, batch: Any, device: torch.device, step: int) -> Tensor:
-        args, kwargs, labels = split_batch(batch, device)
+        args, kwargs, labels = split_batch(batch, device, self.teacher.model)
         answer, wanted = self.teacher(args, kwargs)
         arguments = named_arguments(self.teacher.model, args, kwargs)
         if labels is not None:
