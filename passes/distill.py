@@ -29,7 +29,7 @@ from .distillation.objective import Kind, Objective
 from .distillation.optimizer import adamw
 from .distillation.options import Precision, Schedule, refuse_options
 from .distillation.outputs import Which
-from .distillation.steps import refuse_unbatched
+from .distillation.steps import refuse_unbatched, total_steps
 from .distillation.teacher import Teacher
 from .distillation.training import Training
 
@@ -143,6 +143,7 @@ class Distill(Pass):
     def __post_init__(self) -> None:
         refuse_options(self)
         refuse_unbatched(self.train_loader)
+        total_steps(self.train_loader, self.epochs, self.steps)  # now, and not after the cut
 
     def run(self, state: Compilation) -> PassResult:
         place = None if self.checkpoint is None else pathlib.Path(self.checkpoint)

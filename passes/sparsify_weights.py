@@ -101,11 +101,17 @@ class SparsifyWeights(Pass):
                 name = str(node.target)
                 if node.op == "get_attr" and isinstance(tensors.get(name), nn.Parameter):
                     along[name] = 1 if axis == 0 and tensors[name].dim() == 2 else 0
+        wide = [name for name in along if tensors[name].dim() >= 2]
+        for pattern in (*include, *exclude):
+            if wide and not any(fnmatch.fnmatchcase(name, pattern) for name in wide):
+                raise PlanError(
+                    f"pattern '{pattern}' fits none of the weights, named as in state_dict(): "
+                    f"{', '.join(wide[:8])}{', ...' if len(wide) > 8 else ''}."
+                )
         chosen = {
             name: tensors[name]
-            for name in along
-            if tensors[name].dim() >= 2
-            and (not include or any(fnmatch.fnmatchcase(name, p) for p in include))
+            for name in wide
+            if (not include or any(fnmatch.fnmatchcase(name, p) for p in include))
             and not any(fnmatch.fnmatchcase(name, p) for p in exclude)
         }
         if not chosen:

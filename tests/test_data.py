@@ -297,6 +297,7 @@ def test_a_factory_gives_a_data_set_of_rows(
         "    columns = {'text': ['a b'] * rows, 'label': [1] * rows}\n"
         "    return datasets.Dataset.from_dict(columns)\n"
         "def splits(split): return datasets.DatasetDict({'dev': one(2), 'none': one(0)})\n"
+        "def streamed(): return one().to_iterable_dataset()\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     (batch,) = load_data("row_factories:one", source, max_samples=3)
@@ -307,6 +308,10 @@ def test_a_factory_gives_a_data_set_of_rows(
         read("row_factories:splits", source, split="none")
     with pytest.raises(SourceError, match="no split 'test': it has dev, none"):
         read("row_factories:splits", source, split="test")
+    (batch,) = load_data("row_factories:streamed", source, max_samples=3)
+    assert (batch["input_ids"].tolist(), batch["labels"].tolist()) == ([[3, 4]] * 3, [1] * 3)
+    with pytest.raises(SourceError, match=r"streamed, without a length.*--max-samples"):
+        read("row_factories:streamed", source)
 
 
 @pytest.mark.parametrize("option", ["batch_size", "max_samples", "max_length", "pad_to"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from prunec.passes.distill import Distill
 from prunec.passes.distillation.losses import DistillError, embedding_loss
@@ -295,6 +296,20 @@ def test_refuses(loader: Any, options: dict[str, Any], remedy: str) -> None:
 
     with pytest.raises(PrunecError, match=remedy):
         distil(mlp(8), mlp(16), loader, **options)
+
+
+class Endless(IterableDataset[Tensor]):
+    def __iter__(self) -> Iterator[Tensor]:
+        while True:
+            yield torch.zeros(6)
+
+
+def test_steps_that_cannot_be_planned_are_refused_before_anything_runs() -> None:
+    with pytest.raises(DistillError, match="read only once"):
+        Distill(iter(LOADER))
+    with pytest.raises(DistillError, match="has no length"):
+        Distill(DataLoader(Endless(), batch_size=2))
+    assert Distill(DataLoader(Endless(), batch_size=2), steps=3).steps == 3
 
 
 def test_refuses_students_that_cannot_train() -> None:

@@ -129,7 +129,9 @@ def test_repair_does_not_fill_the_zeros() -> None:
         ({"amount": 1.0}, "share set to zero"),
         ({"scope": "model"}, "'layer' or 'global'"),
         ({"pattern": "1:2"}, "pattern is '2:4'"),
-        ({"include": "nothing"}, "found no weight"),
+        ({"include": "nothing"}, "'nothing' fits none of the weights"),
+        ({"exclude": ["0.*", "none.*"]}, r"'none\.\*' fits none of the weights"),
+        ({"exclude": "*"}, "found no weight"),
         ({"amount": 1e-6}, "sets nothing to zero"),
     ],
 )

@@ -72,12 +72,12 @@ def load_data(
     file or id names that of the text; others are found by their usual names. Texts become dicts of
     tensors (batch, longest in the batch, or `pad_to`) by the model's tokenizer, cut to `max_length`
     tokens, images by its processor, opened as they are needed. There are `labels` where there is
-    such a column. `max_samples`: at most so many, drawn at random by the `seed`. `shuffle`: in
-    another order each time, by torch's random numbers. A factory's own batches come in its own
-    order, and of them the first are taken. Where texts come in pairs and the model takes
-    `token_type_ids`, the source's example call gets them. Raises SourceError, with the remedy, for
-    data that is absent, empty or cannot be read, for columns that do not exist, and for an entry
-    that has nothing, or something else, under a column that is read.
+    such a column. `max_samples`: at most so many, drawn at random by the `seed`; of a set that is
+    streamed, the first. `shuffle`: in another order each time, by torch's random numbers. A
+    factory's own batches come in its own order, and of them the first are taken. Where texts come
+    in pairs and the model takes `token_type_ids`, the source's example call gets them. Raises
+    SourceError, with the remedy, for data that is absent, empty or cannot be read, for columns that
+    do not exist, and for an entry that has nothing, or something else, under a column that is read.
     """
     counts = {"--batch-size": batch_size, "--max-samples": max_samples}
     for option, value in (counts | {"--max-length": max_length, "--pad-to": pad_to}).items():
@@ -87,7 +87,7 @@ def load_data(
     named = dict(columns or {}) | ({"text": column} if column else {})
     if _FACTORY.fullmatch(name) and not Path(name).exists():
         made = call_factory(name, split)
-        read = factory_rows(name, made, split)
+        read = factory_rows(name, made, split, max_samples)
         if read is None:
             return factory_batches(name, made, batch_size, max_samples, seed, shuffle)
     else:

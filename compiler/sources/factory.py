@@ -26,23 +26,30 @@ def call_factory(spec: str, split: str) -> Any:
     return made() if callable(made) else made
 
 
-def factory_rows(name: str, made: Any, split: str) -> Read | None:
-    """Rows, where a factory gave texts or what `datasets` keeps; None where it gave batches.
-    Raises SourceError where there are no rows."""
+def factory_rows(name: str, made: Any, split: str, max_samples: int | None = None) -> Read | None:
+    """Rows, where a factory gave texts or what `datasets` keeps; of a set that is streamed, the
+    first `max_samples`. None where it gave batches. Raises SourceError where there are no rows."""
     if isinstance(made, Sequence) and made and isinstance(made[0], str):
         return Read([{"text": text} for text in made])
-    splits = isinstance(made, Mapping) and made and all(map(_is_table, made.values()))
+    splits = isinstance(made, Mapping) and made and all(map(_has_columns, made.values()))
     table: Any = of_split(name, made, split) if splits else made
-    if not _is_table(table):
+    if not _has_columns(table):
         return None
+    if not hasattr(table, "__len__"):
+        if max_samples is None:
+            raise SourceError(
+                f"{name} gave a data set that is streamed, without a length: say how many rows of "
+                "it to read with --max-samples."
+            )
+        table = list(table.take(max_samples))
     if not len(table):
         raise SourceError(f"{name} gave a data set without rows: pass one that is not empty.")
     return Read(table)
 
 
-def _is_table(made: Any) -> bool:
-    """Whether it is a Dataset of `datasets`, which need not be installed."""
-    return hasattr(made, "column_names") and hasattr(made, "select") and hasattr(made, "__len__")
+def _has_columns(made: Any) -> bool:
+    """Whether it is a data set of `datasets`, which need not be installed."""
+    return hasattr(made, "column_names") and (hasattr(made, "select") or hasattr(made, "take"))
 
 
 def factory_batches(
