@@ -37,18 +37,26 @@ def paragraphs(split: Split, minimum_words: int = 8) -> list[str]:
     return [p for p in chosen if len(p.split()) >= minimum_words]
 
 
-def with_installed(minimum_words: int = 8) -> list[str]:
-    """The paragraphs of `train`, and those of the packages installed beside Python, none of which
-    is held out. What there is depends on the packages."""
-    train, held_out = _all_paragraphs()
-    unseen = {_normalised(paragraph) for paragraph in held_out}
-    found = {_normalised(paragraph): paragraph for paragraph in train}
+def with_installed(judged: Sequence[str], minimum_words: int = 8) -> list[str]:
+    """The paragraphs of `train`, and those of the packages installed beside Python, but for what
+    has eight words in a row in common with a text that is `judged`. What there is depends on the
+    packages."""
+    found = {_normalised(paragraph): paragraph for paragraph in _all_paragraphs()[0]}
     for path in _sources(Path(sysconfig.get_path("purelib"))):
         for paragraph in _prose(path):
-            key = _normalised(paragraph)
-            if key not in unseen:
-                found.setdefault(key, paragraph)
-    return [p for p in found.values() if len(p.split()) >= minimum_words]
+            found.setdefault(_normalised(paragraph), paragraph)
+    known = {run for text in judged for run in _runs(_normalised(text))}
+    return [
+        paragraph
+        for key, paragraph in found.items()
+        if len(paragraph.split()) >= minimum_words and known.isdisjoint(_runs(key))
+    ]
+
+
+def _runs(normalised: str, length: int = 8) -> Iterator[str]:
+    words = normalised.split()
+    for start in range(max(1, len(words) - length + 1)):
+        yield " ".join(words[start : start + length])
 
 
 def varied(texts: Sequence[str], words: Sequence[str], seed: int = 0) -> list[str]:

@@ -44,11 +44,21 @@ ROWS: dict[str, tuple[str, float | None, int, bool]] = {
 }
 
 
+def domains() -> dict[str, list[str]]:
+    """The texts that results are judged on."""
+    return {
+        "held-out": corpus.paragraphs("held-out")[:HELD_OUT],
+        "other": other_text.paragraphs()[:HELD_OUT],
+    }
+
+
 def training_batches(
     tokenizer: Any, steps: int, varied: bool = True, size: int = 32
 ) -> list[dict[str, torch.Tensor]]:
     """Batches of paragraphs of like length (less padding), in a shuffled order."""
-    texts = corpus.paragraphs("train") if steps <= STEPS else corpus.with_installed()
+    texts = corpus.paragraphs("train")
+    if steps > STEPS:
+        texts = corpus.with_installed([t for judged in domains().values() for t in judged])
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(texts), generator=generator).tolist()
     chosen = [texts[i] for i in order[: size * steps]]
@@ -101,11 +111,7 @@ def measured(model: Any, result: Any, tokenizer: Any) -> Row:
         "parameters": report.after.params / report.before.params,
         "macs": report.after.macs / report.before.macs,
     }
-    domains = {
-        "held-out": corpus.paragraphs("held-out")[:HELD_OUT],
-        "other": other_text.paragraphs()[:HELD_OUT],
-    }
-    for domain, texts in domains.items():
+    for domain, texts in domains().items():
         quality = minilm.fidelity(model, result.model, texts, tokenizer)
         found |= {f"{domain} {k.replace('_', ' ')}": v for k, v in quality.items()}
     found |= {f"{c.runtime} batch {c.batch}": c.ratio for c in report.latency}
