@@ -5,8 +5,9 @@
 Each trained model is cut to the widths of the repair benchmark by second-order scores, then trained
 for the same steps by each recipe: labels, teacher, both, teacher and values inside; in one go, in
 three rounds of a third of the steps each, and with a mask that grows over half of them. Beside it
-the same small architecture trained from scratch, for as long and for ten times as long, and
-torch-pruning's cut with the same training. Judged on held-out inputs. Writes results/recovery.json,
+the same small architecture trained from scratch, for as long and for ten times as long (the
+embedder, which has no labels, by the teacher and as long), and torch-pruning's cut with the same
+training. Judged on held-out inputs. Writes results/recovery.json,
 row by row, and results/recovery.png.
 """
 
@@ -117,15 +118,23 @@ def in_rounds(
     return result.model
 
 
-def from_scratch(
-    small: nn.Module, data: list[Any], steps: int, rate: float, seed: int
-) -> nn.Module:
-    """The same small architecture with fresh weights, trained on the labels."""
+def fresh(small: nn.Module, seed: int) -> nn.Module:
+    """The same small architecture with new weights."""
     torch.manual_seed(seed)
-    model = copy.deepcopy(small).train()
+    model = copy.deepcopy(small)
     for module in model.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()  # type: ignore[operator]
+        if isinstance(module, nn.Embedding) and hasattr(model, "encoder"):
+            nn.init.normal_(module.weight, std=model.encoder.config.initializer_range)  # type: ignore
+    return model
+
+
+def from_scratch(
+    small: nn.Module, data: list[Any], steps: int, rate: float, seed: int
+) -> nn.Module:
+    """The same small architecture with new weights, trained on the labels."""
+    model = fresh(small, seed).train()
     optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     for step in range(steps):
@@ -158,12 +167,13 @@ def measure(subject: Subject, seed: int, rows: Rows) -> None:
         last = [*start, distill(subject, data, steps, seed, **options)]
         return cut(subject, graph, width, last).model
 
-    def by_peer() -> nn.Module:
-        pruned = repair_peer.prune(subject, "magnitude", width, seed)
-        distill(subject, sets["all"], steps, seed, **RECIPES["CE + KD"]).train(
-            pruned, subject.model
-        )
-        return pruned.eval()
+    def taught(small: nn.Module, recipe: str) -> nn.Module:
+        options = RECIPES[recipe]
+        distill(subject, sets["all"], steps, seed, **options).train(small, subject.model)
+        return small.eval()
+
+    def by_peer(recipe: str) -> nn.Module:
+        return taught(repair_peer.prune(subject, "magnitude", width, seed), recipe)
 
     add(lambda: subject.model, "1", "original", "-", "-")
     sets = {"all": batches(subject, seed, few=False)}
@@ -182,13 +192,15 @@ def measure(subject: Subject, seed: int, rows: Rows) -> None:
         add(rounds, width.name, f"{ROUNDS} rounds", "all", "KD + insides to the end")
         grown = lambda: trained([], sets["all"], gradual=0.5, **BEST)  # noqa: E731
         add(grown, width.name, "gradual", "all", "KD + insides to the end")
+        small = lambda: cut(subject, graph, width, []).model  # noqa: B023, E731
         for name, data in sets.items() if labelled else ():
             for label, times in (("as long", 1), ("10 times as long", 10)):
-                small = lambda: cut(subject, graph, width, []).model  # noqa: B023, E731
                 make = lambda: from_scratch(small(), data, steps * times, rate, seed)  # noqa: B023, E731
                 add(make, width.name, "scratch", name, label)
-        if labelled:
-            add(by_peer, width.name, "torch-pruning", "all", "CE + KD")
+        if not labelled:  # nothing but the teacher to learn from
+            add(lambda: taught(fresh(small(), seed), "KD"), width.name, "scratch", "all", "KD")  # noqa: B023
+        recipe = "CE + KD" if labelled else "KD"
+        add(lambda: by_peer(recipe), width.name, "torch-pruning", "all", recipe)  # noqa: B023
 
 
 def main() -> None:

@@ -165,7 +165,8 @@ class Report:
             shown = ("torch", "onnxruntime", "transformers", "python")
             versions = ", ".join(f"{k} {c.versions[k]}" for k in shown if c.versions.get(k))
             name = c.versions.get("device_name") or c.device
-            table.caption = f"{name}, {c.dtype}, {c.threads} threads; {versions}"
+            threads = f"{c.threads} thread{'s' if c.threads != 1 else ''}"
+            table.caption = f"{name}, {c.dtype}, {threads}; {versions}"
             table.caption_justify = "left"
         return table
 
