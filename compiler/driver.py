@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .capture.batches import to_device, unlabelled
 from .capture.capture import capture
+from .cause import cause
 from .digest import content_digest
 from .emit.replay import computed
 from .errors import PlanError, QualityError, TargetError
@@ -183,7 +184,8 @@ def _of_round(passes: list[Pass], first: bool, last: bool) -> list[Pass]:
 def _measure(result: Result, target: Target) -> None:
     """Time the result in eager torch and in the target's runtime; say so when it fell short."""
     result.measure_all(("torch",))
-    if not target.measured and (target.runtime, target.batch) == ("torch", None):
+    if not target.measured:
+        _measure_beside(result, target)
         return
     comparison = result.measure(target.runtime, target.batch, attempts=ATTEMPTS)
     if not comparison.steady:
@@ -191,8 +193,6 @@ def _measure(result: Result, target: Target) -> None:
             f"the machine was not steady: in {comparison.attempts} attempts the original against "
             f"itself gave {comparison.control:.2f} at best; measure again when nothing else runs"
         )
-    if not target.measured:
-        return
     asked, found = target.value, comparison.ratio
     if target.kind == "latency_ms":
         asked, found = 1 / target.value, 1 / comparison.after.median_ms
@@ -204,6 +204,18 @@ def _measure(result: Result, target: Target) -> None:
             f"asked for {target}, measured {comparison.ratio:.2f}x "
             f"({comparison.after.median_ms:.2f} ms) in this run"
         )
+
+
+def _measure_beside(result: Result, target: Target) -> None:
+    """Time the result in a runtime or at a batch that its aim does not depend on, if it runs so."""
+    known = {(c.runtime, c.batch) for c in result.report.latency}
+    if target.runtime == "torch" and (target.batch is None or ("torch", target.batch) in known):
+        return
+    try:
+        result.measure(target.runtime, target.batch)
+    except Exception as error:  # whatever a runtime raises: the result is reached without it
+        where = f"{target.runtime}" + (f" at batch {target.batch}" if target.batch else "")
+        result.report.notes.append(f"not timed in {where}: {cause(error)}")
 
 
 def _judge(

@@ -122,7 +122,7 @@ class Report:
             share = f"{new / old:.1%}" if old else "-"
             table.add_row(name, f"{old:,.0f}", f"{new:,.0f}", share)
         for name, (old, new) in self.quality.items():
-            table.add_row(name, f"{old:.4f}", f"{new:.4f}", f"{new / old:.1%}" if old else "-")
+            table.add_row(name, f"{old:.4f}", f"{new:.4f}", _kept(old, new))
         return table
 
     def _branches(self) -> Table:
@@ -217,6 +217,11 @@ class Report:
         )
         for note in self.notes:
             console.print(f"note: {note}", highlight=False)
+
+
+def _kept(old: float, new: float) -> str:
+    """The share of a quality that is left; below 0 its change counts against its size."""
+    return f"{1 + (new - old) / abs(old):.1%}" if old else "-"
 
 
 def _spread(timing: Any) -> str:

@@ -179,7 +179,10 @@ class Result:
         else:
             flat = self._state.calibration
             calls = [pytree.tree_unflatten(list(f), program.in_spec) for f in flat]
-        calls = calls or [self.example()]
+        if not calls:
+            calls = [self.example()]
+            found = "ranges and parity are" if mode == "static" else "parity is"
+            self.report.notes.append(f"int8: {found} of the example inputs alone, without data")
         with tempfile.TemporaryDirectory(prefix="prunec-") as scratch:
             exported = pathlib.Path(scratch) / "float.onnx"
             fixed = not self._export(exported).dynamic_batch

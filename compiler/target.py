@@ -49,6 +49,8 @@ class Target:
             raise TargetError(f"{self.kind} must be positive, not {value}.")
         if self.runtime not in RUNTIMES:
             raise TargetError(f"runtime is one of {', '.join(RUNTIMES)}, not '{self.runtime}'.")
+        if self.batch is not None and self.batch < 1:
+            raise TargetError(f"batch is a number of samples, at least 1, not {self.batch}.")
 
     @property
     def kind(self) -> str:

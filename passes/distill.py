@@ -36,6 +36,9 @@ from .distillation.training import Training
 if TYPE_CHECKING:
     from ..compiler.compilation import Compilation
 
+# By what transformers calls the loss of a class: whether it moves labels by one itself.
+_SHIFTED = {"ForCausalLM": True, "ForMaskedLM": False}
+
 CURVE_POINTS = 100
 """At most this many points of the loss curve are reported."""
 
@@ -188,7 +191,12 @@ class Distill(Pass):
         inside, outside = Features(paths), Features(paths)
         teacher = Teacher(asked, outside, self.teacher_cache)
         objective = Objective(
-            self.objective, self.temperature, self.alpha, self.embedding_loss, self.output
+            self.objective,
+            self.temperature,
+            self.alpha,
+            self.embedding_loss,
+            self.output,
+            _SHIFTED.get(getattr(original, "loss_type", None) or ""),
         )
         parts = self, teacher, objective, inside, planned
         with (

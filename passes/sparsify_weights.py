@@ -24,7 +24,8 @@ class SparsifyWeights(Pass):
     Zeros make nothing smaller or faster by themselves: dense kernels multiply by them, and only the
     compressed file shrinks. What they can make faster: SparseToDense after this pass removes every
     entry of a dimension that became removable, and the pattern "2:4" is what sparse tensor cores
-    take (`torch.sparse.to_sparse_semi_structured`, CUDA, half precision). Distill after this pass
+    take (`torch.sparse.to_sparse_semi_structured`, CUDA, half precision): set it after the cut,
+    which takes inputs out of its groups of four. Distill after this pass
     keeps the zeros; Reconstruct would fill them, and refuses.
 
     Args:

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from ..errors import PrunecError
 
+IGNORED = -100
+"""The label that says: no label here (torch's `ignore_index`)."""
+
 CALIBRATION_BATCHES = 64  # of training data, where it stands in for calibration data
 
 Device = torch.device | str | None
@@ -90,18 +93,37 @@ def split_batch(
         )
     args, kwargs = forward_arguments(batch, device)
     labels = to_device(labels, device)
-    if labels is not None and _wants_decoder_inputs(model, kwargs):
-        shifted: Any = model
-        kwargs["decoder_input_ids"] = shifted.prepare_decoder_input_ids_from_labels(labels=labels)
+    if labels is not None and model is not None and _are_tokens(labels, model, args, kwargs):
+        kwargs["decoder_input_ids"] = _decoder_inputs(model, labels)
     return args, kwargs, labels
 
 
-def _wants_decoder_inputs(model: nn.Module | None, kwargs: Mapping[str, Any]) -> bool:
+def _are_tokens(
+    labels: Tensor, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> bool:
     """Whether transformers would make `decoder_input_ids` of the labels of these arguments."""
-    given = "decoder_input_ids" in kwargs or "decoder_inputs_embeds" in kwargs
-    config = getattr(model, "config", None)
-    decodes = bool(kwargs) and not given and getattr(config, "is_encoder_decoder", False)
-    return decodes and hasattr(model, "prepare_decoder_input_ids_from_labels")
+    if labels.dim() != 2 or labels.is_floating_point():
+        return False
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return False
+    given = named_arguments(model, args, kwargs)
+    takes = inspect.signature(model.forward).parameters
+    decodes = "labels" in takes and "decoder_input_ids" in takes
+    return decodes and not {"decoder_input_ids", "decoder_inputs_embeds"} & given.keys()
+
+
+def _decoder_inputs(model: Any, labels: Tensor) -> Tensor:
+    """The start token, then all labels but the last, padding where there is none."""
+    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        return model.prepare_decoder_input_ids_from_labels(labels=labels)
+    text = model.config.get_text_config(decoder=True)
+    pad = getattr(text, "pad_token_id", None) or 0
+    start = getattr(text, "decoder_start_token_id", None)
+    if start is None:
+        start = getattr(model.config, "decoder_start_token_id", None)
+    shifted = labels.new_full(labels.shape, pad if start is None else start)
+    shifted[:, 1:] = labels[:, :-1]
+    return shifted.masked_fill(shifted == IGNORED, pad)
 
 
 def unlabelled(

@@ -13,11 +13,10 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from ..capture.batch import batch_size
-from ..capture.batches import split_batch
+from ..capture.batches import IGNORED, split_batch
 from ..capture.eval_mode import eval_mode
 from ..errors import SourceError
 
-IGNORED = -100
 MULTI_LABEL = "label accuracy at logit 0"
 
 

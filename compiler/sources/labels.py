@@ -10,13 +10,12 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from ..capture.batches import IGNORED
 from ..capture.eval_mode import eval_mode
 from ..errors import SourceError
 from .model import Source
 from .rows import Entries
 from .tasks import TOKEN_CLASSES, Task
-
-IGNORED = -100
 
 
 def known_labels(model: Any) -> Mapping[str, int]:
@@ -35,10 +34,11 @@ def row_labels(
     all where one is not whole or the model gives one value, or a list of real numbers where a row
     has several labels (0 or 1 each, where the model's configuration says multi-label).
 
-    Names go by the model's own label2id. Folders of images name `classes` (all of them, also those
-    with no image among the rows): where the model does not know them they are numbered in the order
-    of the alphabet, if it has as many. Raises SourceError, naming the row, for a value that is
-    neither, one that is none of the model's classes, and for another number of classes.
+    Names go by the model's own label2id, those that a data set has for its numbers too. Folders of
+    images name `classes` (all of them, also those with no image among the rows): where the model
+    does not know them they are numbered in the order of the alphabet, if it has as many. Raises
+    SourceError, naming the row, for a value that is neither, one that is none of the model's
+    classes, and for another number of classes.
     """
     known = known_labels(source.model)
     if classes is not None and not set(classes) <= set(known):
@@ -52,9 +52,10 @@ def row_labels(
             )
         known = {name: i for i, name in enumerate(classes)}
     found: list[Any] = []
+    order = _renumbered(entries, column, known)
     for index, value in enumerate(entries.values(column)):
         try:
-            found.append(_label(value, known))
+            found.append(_label(value, known, order))
         except (ValueError, TypeError, KeyError) as error:
             raise SourceError(
                 f"{entries.where(index)} has {str(value)[:80]!r} under {column!r}, neither a "
@@ -74,6 +75,17 @@ def row_labels(
     found = [int(value) for value in found]
     _require_classes(entries, column, found, task, source)
     return found
+
+
+def _renumbered(entries: Entries, column: str, known: Mapping[str, int]) -> dict[int, int]:
+    """By a data set's number of a class the model's, where both name it; empty where they do not
+    name the same classes."""
+    feature = (getattr(entries.rows, "features", None) or {}).get(column)
+    names = getattr(getattr(feature, "feature", feature), "names", None) or ()
+    own = {name.casefold(): number for name, number in known.items()}
+    if not all(name.casefold() in own for name in names):
+        return {}
+    return {number: own[name.casefold()] for number, name in enumerate(names)}
 
 
 def _vectors(
@@ -144,14 +156,19 @@ def as_tensor(labels: Sequence[Any]) -> Tensor:
     return torch.tensor(list(labels))
 
 
-def _label(value: Any, known: Mapping[str, int]) -> Any:
+def _label(value: Any, known: Mapping[str, int], order: Mapping[int, int]) -> Any:
     """A number, or a list of them. Raises ValueError, TypeError or KeyError for anything else."""
     if isinstance(value, (list, tuple)):
-        return [_label(v, known) for v in value]
+        return [_label(v, known, order) for v in value]
+    if isinstance(value, int) and value in order:
+        return order[value]
     if isinstance(value, str):
         if value in known:
             return known[value]
-        value = float(value) if "." in value else int(value)
+        try:
+            value = int(value)
+        except ValueError:
+            value = float(value)
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("no finite number")
     return value if isinstance(value, float) else int(value)

@@ -136,7 +136,12 @@ def _object(path: Path, number: int, item: Any) -> Row:
 def _read_table(path: Path) -> Sequence[Row]:
     rows: list[Row] = []
     with path.open(encoding=_ENCODING, newline="") as lines:
-        reader = csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ",")
+        tabs = path.suffix.lower() == ".tsv"
+        reader = csv.DictReader(lines, delimiter="\t" if tabs else ",")
+        (header,) = names if len(names := reader.fieldnames or ()) == 1 else ("",)
+        if any(mark in header for mark in ",;\t"):
+            wanted = "tabs" if tabs else "commas, or by tabs in a .tsv"
+            raise SourceError(f"{path} has one column, {header!r}: separate columns by {wanted}.")
         for row in reader:
             if any(row.pop(None, ())):  # type: ignore[call-overload]  # fields beyond the header's
                 raise SourceError(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..capture.batches import IGNORED
 from ..errors import SourceError
 from .model import Source
 from .rows import Entries
@@ -17,7 +18,6 @@ from .tasks import TOKEN_CLASSES, Task
 
 # Where neither the tokenizer nor the model sets a shorter limit.
 LONGEST_TEXT = 512
-IGNORED = -100
 Sample = dict[str, Any]
 Collate = Callable[[list[Sample]], dict[str, Tensor]]
 
@@ -64,17 +64,17 @@ def encode(
             aligned = [_aligned(encoded.word_ids(i), own) for i, own in enumerate(labels)]
             labels = aligned
     else:
-        texts = list(map(str, entries.values(columns["text"])))
+        texts = _texts(entries, columns["text"])
         if "pair" in columns:
             options["truncation"] = (
                 "only_second" if task.name == "question-answering" else "longest_first"
             )
-        seconds = list(map(str, entries.values(columns["pair"]))) if "pair" in columns else None
+        seconds = _texts(entries, columns["pair"]) if "pair" in columns else None
         if task.name == "question-answering" and seconds is not None:
             _require_room(entries, texts, tokenizer, limit)
         encoded = tokenizer(texts, seconds, **options)
         if "target" in columns:
-            targets = list(map(str, entries.values(columns["target"])))
+            targets = _texts(entries, columns["target"])
             labels = tokenizer(text_target=targets, truncation=True, max_length=limit)["input_ids"]
         elif task.name == "text2text-generation":
             labels = encoded["input_ids"]
@@ -83,6 +83,18 @@ def encode(
     for sample, label in zip(samples, labels if labels is not None else (), strict=False):
         sample["labels"] = label
     return samples
+
+
+def _texts(entries: Entries, column: str) -> list[str]:
+    """Those of a column; numbers as they are written."""
+    values = entries.values(column)
+    for index, value in enumerate(values):
+        if not isinstance(value, (str, int, float)):
+            raise SourceError(
+                f"{entries.where(index)} has {str(value)[:80]!r} under {column!r}, which is no "
+                "text: write a column of plain text, or name another one."
+            )
+    return list(map(str, values))
 
 
 def collator(task: Task, tokenizer: Any, source: Source, width: int | None) -> Collate:

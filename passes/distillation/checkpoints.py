@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pathlib
 import shutil
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
 
 from .losses import DistillError
 
@@ -15,20 +19,28 @@ if TYPE_CHECKING:
 
 _RUN = "run.json"
 _STEP = "step-"
+_WEIGHTS = "weights"
+_SAMPLED = 8  # entries of a tensor
 
 
 class Checkpoints:
     """The states of one run in a directory, the newest only; None: none are kept.
 
-    `run` identifies it: options and shapes, JSON types. accelerate saves what was prepared and
-    registered with it (model, optimizer, schedule, random states).
+    `run` identifies it: options and shapes, JSON types; `weights`: the sample of the student's (see
+    `sample`) that it began from. accelerate saves what was prepared and registered with it (model,
+    optimizer, schedule, random states).
     """
 
     def __init__(
-        self, directory: str | os.PathLike[str] | None, every: int, run: dict[str, Any]
+        self,
+        directory: str | os.PathLike[str] | None,
+        every: int,
+        run: dict[str, Any],
+        weights: dict[str, list[float]],
     ) -> None:
         self.directory = None if directory is None else pathlib.Path(directory)
         self.every, self.run = every, json.loads(json.dumps(run, default=str))
+        self.weights = weights
 
     def newest(self) -> int | None:
         """The step of the newest checkpoint.
@@ -39,9 +51,11 @@ class Checkpoints:
         if self.directory is None or not (self.directory / _RUN).is_file():
             return None
         found = json.loads((self.directory / _RUN).read_text())
-        if found != self.run:
+        began = found.pop(_WEIGHTS, {})
+        if found != self.run or not _alike(began, self.weights):
             keys = sorted(found.keys() | self.run.keys())
             other = [key for key in keys if found.get(key) != self.run.get(key)]
+            other = other or ["the weights that the smaller model begins with"]
             raise DistillError(
                 f"{self.directory} holds the checkpoint of another run (it differs in"
                 f" {', '.join(other)}): give another directory, or remove this one."
@@ -60,7 +74,7 @@ class Checkpoints:
         if accelerator.is_main_process:
             self.directory.mkdir(parents=True, exist_ok=True)
             scratch = self.directory / f"{_RUN}.part"
-            scratch.write_text(json.dumps(self.run, indent=1))
+            scratch.write_text(json.dumps({**self.run, _WEIGHTS: self.weights}, indent=1))
             os.replace(scratch, self.directory / _RUN)
         accelerator.wait_for_everyone()
         place, part = self.directory / f"{_STEP}{step}", self.directory / f"{_STEP}{step}.part"
@@ -81,3 +95,33 @@ class Checkpoints:
         """Put the state at `step` back into everything prepared and registered."""
         assert self.directory is not None
         accelerator.load_state(str(self.directory / f"{_STEP}{step}"))
+
+
+@torch.no_grad()
+def sample(model: nn.Module) -> dict[str, list[float]]:
+    """A few entries of each float parameter and buffer, spread over it, in units of its root mean
+    square, which comes first. A repair solved again need not give the same last digits, so a run is
+    not told from another's by a digest of its weights."""
+    found: dict[str, list[float]] = {}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and tensor.numel():
+            flat = tensor.detach().flatten()
+            size = float(flat.double().square().mean().sqrt())
+            some = flat[:: max(1, len(flat) // _SAMPLED)][:_SAMPLED].double() / (size or 1.0)
+            found[name] = [size, *some.tolist()]
+    return found
+
+
+def _alike(one: dict[str, list[float]], other: dict[str, list[float]]) -> bool:
+    """Up to a hundredth of the root mean square."""
+    if one.keys() != other.keys():
+        return False
+    for name, values in one.items():
+        (size, *some), (own_size, *own) = values, other[name]
+        if len(some) != len(own) or not math.isclose(size, own_size, rel_tol=0.01, abs_tol=1e-12):
+            return False
+        if any(
+            not math.isclose(a, b, rel_tol=0, abs_tol=0.01) for a, b in zip(some, own, strict=True)
+        ):
+            return False
+    return True

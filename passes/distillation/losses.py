@@ -9,18 +9,19 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from ...compiler.capture.batches import IGNORED
 from ...compiler.errors import PrunecError
-
-IGNORED = -100
-"""The label that says: no label here (torch's `ignore_index`)."""
 
 EmbeddingLoss = Literal["mse", "cosine", "mse+cosine"]
 
 
 class DistillError(PrunecError):
-    """Distillation could not start, or had to stop; the message says what to change."""
+    """Distillation could not start, or had to stop; the message says what to change. `model`: of a
+    run that stopped, the model with the last good weights."""
+
+    model: nn.Module | None = None
 
 
 def distillation_loss(

@@ -28,8 +28,10 @@ class Objective:
     the first that has any.
 
     "auto" is "logits" where there are class labels or the output is named logits, otherwise
-    "embedding". Float labels and outputs one value wide are "embedding" too: regression and
-    multi-label outputs are not the logits of a softmax, and a softmax over one value is constant.
+    "embedding". Float labels, outputs one value wide and those named as embeddings or hidden states
+    are "embedding" too: regression and multi-label outputs are not the logits of a softmax, and a
+    softmax over one value is constant. `shifted`: whether the model's own loss
+    moves labels by one. They may still come moved, which their values tell where there are tokens.
 
     After a call, `kind`, `outputs` (names) and `labels` (their use, in words) say what was decided.
     """
@@ -39,6 +41,7 @@ class Objective:
     alpha: float = 0.5
     embedding: EmbeddingLoss = "mse+cosine"
     output: Which = None
+    shifted: bool | None = None
     outputs: tuple[str, ...] = ()
     labels: str = "none"
 
@@ -70,8 +73,9 @@ class Objective:
         if self.kind == "auto":
             named = labels is not None or all(match.is_logits for match in matches)
             continuous = labels is not None and labels.is_floating_point()
+            embedding = any(match.is_embedding for match in matches)
             classes = classes_last(matches[0].teacher, labels)
-            softmax = named and not continuous and classes.shape[-1] > 1
+            softmax = named and not continuous and not embedding and classes.shape[-1] > 1
             self.kind = "logits" if softmax else "embedding"
 
     def _use_of(self, labels: Tensor, matches: list[Match], arguments: Mapping[str, Any]) -> str:
@@ -91,7 +95,10 @@ class Objective:
         if not bool((labels != IGNORED).any()):
             return "none"
         classes = classes_last(matches[0].teacher, labels)
-        return "next token" if classes.ndim == 3 and repeat_input(labels, arguments) else "used"
+        shifted = bool(self.shifted)
+        if self.shifted is not False and "input_ids" in arguments:
+            shifted = repeat_input(labels, arguments)
+        return "next token" if classes.ndim == 3 and shifted else "used"
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("kind", "outputs", "labels")}

@@ -29,6 +29,10 @@ class Match(NamedTuple):
     def is_logits(self) -> bool:
         return _is_logits(self.name)
 
+    @property
+    def is_embedding(self) -> bool:
+        return self.name in _PREFERRED
+
 
 def matched_outputs(student: Any, teacher: Any, which: Which = None) -> list[Match]:
     """The outputs to match, paired by name.

@@ -21,6 +21,7 @@ def refuse_unbatched(loader: Any) -> None:
         DistillError: a tensor, a dict, a dataset that is not iterable, or nothing to iterate.
     """
     by_sample = isinstance(loader, Dataset) and not isinstance(loader, IterableDataset)
+    by_sample |= hasattr(loader, "column_names")  # of `datasets`: rows
     if by_sample or isinstance(loader, (Tensor, Mapping)) or not isinstance(loader, Iterable):
         raise DistillError(
             f"train_loader is a {type(loader).__name__}, which does not yield batches:"

@@ -23,7 +23,7 @@ from ...compiler.digest import content_digest
 from .accelerated import accelerator, leave, shared, take, without_autocast
 from .average import Average
 from .borrowed import LastGood
-from .checkpoints import Checkpoints
+from .checkpoints import Checkpoints, sample
 from .features import Features, feature_loss
 from .losses import DistillError
 from .masks import Mask
@@ -162,7 +162,8 @@ class Training:
         first = next(feed)
         feed = itertools.chain([first], feed)
         identity = {} if self.place is None else self._identity(made.num_processes, first)
-        checkpoints = Checkpoints(self._directory(), options.checkpoint_every, identity)
+        began = {} if self.place is None else sample(self.student)
+        checkpoints = Checkpoints(self._directory(), options.checkpoint_every, identity, began)
         every = options.evaluate_every or max(1, self.total // 10)
         newest = checkpoints.newest()
         done = (self.begin if newest is None else newest) * options.accumulate
@@ -261,10 +262,13 @@ class Training:
         """The run left the numbers: the last good weights are put back."""
         self.good.restore()
         step = len(self.progress.losses) + 1
-        return DistillError(
+        error = DistillError(
             f"The loss or its gradient is not finite at step {step} and the last good weights were"
-            " put back: lower learning_rate, or look for bad values in that batch."
+            " put back (in this error's `model`): lower learning_rate, or look for bad values in"
+            " that batch."
         )
+        error.model = self.student
+        return error
 
     def _identity(self, processes: int, first: Any) -> dict[str, Any]:
         """What a run must have in common with that of a checkpoint; `first`: its first batch. Of a
