@@ -6,6 +6,7 @@ from collections import namedtuple
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -108,7 +109,6 @@ def test_arguments_get_the_names_of_forward() -> None:
 
 
 def test_an_encoder_decoder_gets_its_decoders_inputs_from_the_labels() -> None:
-    transformers = pytest.importorskip("transformers")
     config = transformers.T5Config(
         vocab_size=20,
         d_model=8,
@@ -134,3 +134,22 @@ def test_an_encoder_decoder_gets_its_decoders_inputs_from_the_labels() -> None:
     # a graph takes what it was captured with
     assert "decoder_input_ids" not in unlabelled([batch], model, {"input_ids": ids})[0]
     assert "decoder_input_ids" in unlabelled([batch], model, own)[0]
+
+
+def test_labels_of_models_without_a_way_of_their_own_to_shift_them() -> None:
+    sizes = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 20}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = transformers.M2M100Config(
+        **sizes, **heads, encoder_ffn_dim=8, decoder_ffn_dim=8, pad_token_id=1
+    )
+    model = transformers.M2M100ForConditionalGeneration(config).eval()
+    assert not hasattr(model, "prepare_decoder_input_ids_from_labels")
+    ids, labels = torch.tensor([[3, 4, 5]]), torch.tensor([[7, 8, -100]])
+    with torch.no_grad():
+        expected = model(input_ids=ids, labels=labels).logits
+        for batch in ({"input_ids": ids, "labels": labels}, ((ids,), labels)):
+            args, kwargs, _ = split_batch(batch, model=model)
+            assert torch.equal(model(*args, **kwargs).logits, expected)
+    # Classes are no tokens, nor is what comes with the decoder's own inputs.
+    assert "decoder_input_ids" not in split_batch(((ids,), torch.tensor([1])), model=model)[1]
+    assert "decoder_input_ids" not in split_batch(((ids, None, labels), labels), model=model)[1]

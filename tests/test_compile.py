@@ -333,3 +333,20 @@ def test_a_runtime_and_batch_are_timed_whatever_the_aim(monkeypatch: pytest.Monk
     asked = compress(target=Target(width=0.5, runtime="onnxruntime", batch=4), measure=True)
     assert ("onnxruntime", 4) in [(c.runtime, c.batch) for c in asked.report.latency]
     assert not any("asked for" in note for note in asked.report.notes)
+
+
+def test_a_runtime_that_fails_is_a_note_where_the_aim_does_not_need_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def timed(*args: Any, **options: Any) -> Any:
+        if options["batch"] == 4:
+            raise RuntimeError("no such batch")
+        return timed_by_size(*args, **options)
+
+    monkeypatch.setattr("prunec.compiler.result.compare_modules", timed)
+    result = compress(target=Target(width=0.5, batch=4), measure=True)
+    assert any("not timed in torch at batch 4" in note for note in result.report.notes)
+    once = compress(target=Target(width=0.5, batch=1), measure=True)
+    assert [c.batch for c in once.report.latency].count(1) == 1
+    with pytest.raises(TargetError, match="at least 1, not 0"):
+        Target(width=0.5, batch=0)

@@ -340,3 +340,35 @@ def test_data_set_by_its_id(source: Source, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(SourceError, match=r"pip install 'prunec\[data\]'"):
         load_data("owner/glue", source)
+
+
+def test_a_data_set_names_its_numbers_of_classes(source: Source, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="needs prunec[data]")
+    rows = {"text": ["a", "b", "c"], "label": [0, 1, 1]}
+
+    def labels(names: list[str]) -> list[int]:
+        own = datasets.Features(
+            {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)}
+        )
+        path = tmp_path / f"{names[0]}.parquet"
+        datasets.Dataset.from_dict(rows, features=own).to_parquet(str(path))
+        return load_data(str(path), source)[0]["labels"].tolist()
+
+    assert labels(["GOOD", "BAD"]) == [1, 0, 0]  # the model's own order is bad, good
+    assert labels(["no", "yes"]) == [0, 1, 1]  # other names: the numbers stand
+
+
+def test_text_that_is_none_and_tables_of_one_column_are_refused(
+    source: Source, tmp_path: Path
+) -> None:
+    with pytest.raises(SourceError, match=r"entry 1 of .* has \"\{'en': 'a'\}\".*no text"):
+        load_data(f"{write(tmp_path, '.jsonl', [{'text': {'en': 'a'}}])}", source)
+    for suffix, text in ((".csv", "text;label\na;1\n"), (".tsv", "text,label\na,1\n")):
+        path = tmp_path / f"table{suffix}"
+        path.write_text(text)
+        with pytest.raises(SourceError, match=r"has one column, 'text[;,]label'"):
+            load_data(str(path), source)
+    upper = tmp_path / "table.TSV"
+    upper.write_text("text\tlabel\na b\t1e0\n")
+    (batch,) = load_data(str(upper), source)
+    assert (batch["input_ids"].tolist(), batch["labels"].tolist()) == ([[3, 4]], [1])

@@ -34,6 +34,8 @@ Y = torch.randint(0, 4, (8,))
             ["a_logits", "b_logits"],
             "none",
         ),
+        # A name says that it is an embedding, whatever labels come along.
+        (lambda h: {"sentence_embedding": h}, Y, "embedding", ["sentence_embedding"], "unused"),
         # Sums, booleans and integers are no outputs to match.
         (lambda h: (h.sum(), h > 0, h.long(), h), None, "embedding", ["3"], "none"),
         # Regression and multi-label outputs are no logits of a softmax.
@@ -158,3 +160,15 @@ def test_other_labels_stay_in_place(case: str) -> None:
 def test_a_softmax_over_one_value_is_refused() -> None:
     with pytest.raises(DistillError, match=r'one value wide.*use objective="embedding"'):
         Objective("logits")(S[:, :1], T[:, :1], None, {})
+
+
+def test_the_class_of_the_loss_says_whether_labels_are_moved() -> None:
+    """Masked tokens that were all left as they are repeat the input; embeddings leave no tokens."""
+    tokens, logits = torch.randint(0, 4, (2, 6)), torch.randn(2, 6, 4)
+    masked = Objective(shifted=False)
+    masked(logits, logits, tokens, {"input_ids": tokens})
+    embedded = Objective(shifted=True)
+    embedded(logits, logits, tokens, {"inputs_embeds": logits})
+    moved = Objective(shifted=True)
+    moved(logits, logits, tokens.roll(-1, 1), {"input_ids": tokens})
+    assert [o.labels for o in (masked, embedded, moved)] == ["used", "next token", "used"]

@@ -248,6 +248,18 @@ def test_resuming_is_exact(tmp_path: pathlib.Path, stop: int) -> None:
     assert same(weights(resumed), weights(whole))
 
 
+def test_a_checkpoint_of_a_run_from_other_weights_is_refused(tmp_path: pathlib.Path) -> None:
+    first, other, close = mlp(8), mlp(8), mlp(8)
+    with torch.no_grad():
+        other[0].weight[3] += 0.5
+        close[0].weight.mul_(1 + 1e-5)  # a repair that was solved again
+    distil(first, mlp(16), steps=2, checkpoint=tmp_path)
+    with pytest.raises(DistillError, match="the weights that the smaller model begins with"):
+        distil(other, mlp(16), steps=2, checkpoint=tmp_path)
+    assert distil(close, mlp(16), steps=2, checkpoint=tmp_path).details["resumed at"] == 2
+    assert same(weights(close), weights(first))
+
+
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: pathlib.Path) -> None:
     distil(mlp(8), mlp(16), steps=2, checkpoint=tmp_path)
     with pytest.raises(DistillError, match=r"another run .*options"):

@@ -133,3 +133,12 @@ def test_explain_lists_all_members_when_asked() -> None:
     listed = graph.explain(members=True)
     for name in ("first.weight[0]", "norm.running_var[0]", "second.weight[1]"):
         assert name in listed
+
+
+def test_what_is_kept_of_a_quality_below_zero() -> None:
+    from prunec.compiler.report import _kept
+
+    assert _kept(-1.0, -1.1) == "90.0%"
+    assert _kept(-4.0, -3.8) == "105.0%"
+    assert _kept(0.8, 0.6) == "75.0%"
+    assert _kept(0.0, 0.6) == "-"
