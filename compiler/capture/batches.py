@@ -116,11 +116,13 @@ def _decoder_inputs(model: Any, labels: Tensor) -> Tensor:
     """The start token, then all labels but the last, padding where there is none."""
     if hasattr(model, "prepare_decoder_input_ids_from_labels"):
         return model.prepare_decoder_input_ids_from_labels(labels=labels)
-    text = model.config.get_text_config(decoder=True)
-    pad = getattr(text, "pad_token_id", None) or 0
-    start = getattr(text, "decoder_start_token_id", None)
-    if start is None:
-        start = getattr(model.config, "decoder_start_token_id", None)
+    # A composed configuration may keep these in its decoder's part.
+    parts = (model.config, model.config.get_text_config(decoder=True))
+    start, pad = (
+        next((v for part in parts if (v := getattr(part, name, None)) is not None), None)
+        for name in ("decoder_start_token_id", "pad_token_id")
+    )
+    pad = pad or 0
     shifted = labels.new_full(labels.shape, pad if start is None else start)
     shifted[:, 1:] = labels[:, :-1]
     return shifted.masked_fill(shifted == IGNORED, pad)
