@@ -29,7 +29,7 @@ def compress_embedder(out: Path, console: Console, steps: int) -> compiler.Resul
     on unlabelled text, judged on text of other modules."""
     model, tokenizer = minilm.load()
     train = training_batches(tokenizer, steps, varied=False)
-    calibration = train[:CALIBRATION]
+    calibration = train[:: max(1, len(train) // CALIBRATION)]  # all along, so that losses compare
     few = corpus.paragraphs("train")[:4]
     graph = compiler.capture(model, kwargs=minilm.batches(few, tokenizer, max_length=64)[0])
     pipeline = compiler.PassManager(
