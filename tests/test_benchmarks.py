@@ -110,6 +110,7 @@ def test_every_cell_of_the_repair_table_is_measured(tmp_path: Path, monkeypatch)
     assert (tmp_path / "repair.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_the_peer_cuts_heads_and_hidden_units_to_the_same_widths():
     model = byte_net()
     ids = windows("train", 4)[:, :-1]

@@ -188,6 +188,7 @@ def test_the_branch_without_effect_goes_before_widths(graph: Graph) -> None:
     assert not without.report.branches
 
 
+@pytest.mark.slow
 def test_means_that_take_a_bias_of_their_own_count_towards_the_target() -> None:
     torch.manual_seed(0)
     model = tiny_llama(num_hidden_layers=4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import signal
+from collections.abc import Iterator
 
 import pytest
 import test_cli
@@ -26,6 +27,14 @@ def ended():
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(5)
 """
+
+
+@pytest.fixture(autouse=True)
+def _heeded() -> Iterator[None]:
+    """What a shell starts in the background ignores Ctrl-C."""
+    had = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, had)
 
 
 @pytest.mark.parametrize("factory", ["disguised", "ended"])

@@ -116,6 +116,7 @@ def test_core_aten_takes_over_where_the_exporter_refuses_the_model(tmp_path) -> 
     assert report.dynamic_batch
 
 
+@pytest.mark.slow
 def test_transformers_model_with_a_constant_and_keywords_in_another_order(tmp_path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -119,6 +119,7 @@ def test_compile_in_rounds_meets_the_target(target: Target) -> None:
     assert result.verify().passed
 
 
+@pytest.mark.slow
 def test_norm_coupled_widths_and_depth_go_in_rounds() -> None:
     data = tokens()
     result = compiler.compile(
@@ -239,6 +240,7 @@ def test_biases_that_a_repair_added_go_on() -> None:
     assert any("1 biases of an earlier round" in note for note in tight.notes)
 
 
+@pytest.mark.slow
 def test_the_mean_of_a_branch_that_a_later_round_drops_is_kept() -> None:
     model = deep_bert()
     graph = compiler.capture(model, kwargs={"input_ids": IDS})

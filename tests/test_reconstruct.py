@@ -225,6 +225,7 @@ def test_uses_that_follow_one_another_are_left_alone() -> None:
     assert sum("follow one another" in reason for reason in reasons) == 4
 
 
+@pytest.mark.slow
 def test_tied_weights_are_left_alone() -> None:
     tokens = [{"input_ids": torch.randint(0, 99, (8, 7))} for _ in range(4)]
     model = tiny_llama(tie_word_embeddings=True)

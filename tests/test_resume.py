@@ -83,6 +83,7 @@ def test_a_compile_goes_on_where_it_was_killed(
         compiled(place, Target(macs=0.4))
 
 
+@pytest.mark.slow
 def test_dropped_branches_are_in_the_plan_that_is_kept(tmp_path: pathlib.Path) -> None:
     data = tokens()
 

@@ -110,6 +110,7 @@ def test_a_compressed_graph_is_compressed_again(name: str, tmp_path: pathlib.Pat
     check_rounds(*built(name), graph, include="*")
 
 
+@pytest.mark.slow
 def test_a_graph_loaded_from_an_artifact_is_compressed_again(tmp_path: pathlib.Path) -> None:
     def loaded(result: Result, turn: int) -> nn.Module:
         result.save(tmp_path / str(turn))

@@ -41,6 +41,7 @@ def cell(runtime: str, after: float, **other: Any) -> dict[str, Any]:
     return vars(own) | {"batch": 1} | numbers | peaks | other
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_runs_dry_on_a_cpu(tmp_path: pathlib.Path) -> None:
     out = tmp_path / "gpu.json"
     command = [sys.executable, gpu.__file__, "--device", "cpu", "--dry-run", "--out", str(out)]
