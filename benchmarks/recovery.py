@@ -7,8 +7,8 @@ for the same steps by each recipe: labels, teacher, both, teacher and values ins
 three rounds of a third of the steps each, and with a mask that grows over half of them. Beside it
 the same small architecture trained from scratch, for as long and for ten times as long (the
 embedder, which has no labels, by the teacher and as long), and torch-pruning's cut with the same
-training. Judged on held-out inputs. Writes results/recovery.json,
-row by row, and results/recovery.png.
+training. Judged on held-out inputs. Writes results/recovery.json, row by row, and
+results/recovery.png.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ def fresh(small: nn.Module, seed: int) -> nn.Module:
     for module in model.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()  # type: ignore[operator]
-        if isinstance(module, nn.Embedding) and hasattr(model, "encoder"):
+        # transformers draws embeddings narrower than torch does
+        if isinstance(module, nn.Embedding) and isinstance(model, minilm.SentenceEmbedder):
             nn.init.normal_(module.weight, std=model.encoder.config.initializer_range)  # type: ignore
     return model
 

@@ -25,8 +25,8 @@ class SparsifyWeights(Pass):
     compressed file shrinks. What they can make faster: SparseToDense after this pass removes every
     entry of a dimension that became removable, and the pattern "2:4" is what sparse tensor cores
     take (`torch.sparse.to_sparse_semi_structured`, CUDA, half precision): set it after the cut,
-    which takes inputs out of its groups of four. Distill after this pass
-    keeps the zeros; Reconstruct would fill them, and refuses.
+    which takes inputs out of its groups of four. Distill after this pass keeps the zeros;
+    Reconstruct would fill them, and refuses.
 
     Args:
         amount: the share of weights set to zero, in (0, 1). The pattern fixes its own.

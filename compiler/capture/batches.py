@@ -94,7 +94,7 @@ def split_batch(
     args, kwargs = forward_arguments(batch, device)
     labels = to_device(labels, device)
     if labels is not None and model is not None and _are_tokens(labels, model, args, kwargs):
-        kwargs["decoder_input_ids"] = _decoder_inputs(model, labels)
+        kwargs["decoder_input_ids"] = decoder_inputs(model, labels)
     return args, kwargs, labels
 
 
@@ -112,7 +112,7 @@ def _are_tokens(
     return decodes and not {"decoder_input_ids", "decoder_inputs_embeds"} & given.keys()
 
 
-def _decoder_inputs(model: Any, labels: Tensor) -> Tensor:
+def decoder_inputs(model: Any, labels: Tensor) -> Tensor:
     """The start token, then all labels but the last, padding where there is none."""
     if hasattr(model, "prepare_decoder_input_ids_from_labels"):
         return model.prepare_decoder_input_ids_from_labels(labels=labels)

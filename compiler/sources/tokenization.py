@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..capture.batches import IGNORED
+from ..capture.batches import IGNORED, decoder_inputs
 from ..errors import SourceError
 from .model import Source
 from .rows import Entries
@@ -121,7 +121,9 @@ def collator(task: Task, tokenizer: Any, source: Source, width: int | None) -> C
             samples = [{k: padded[k][i] for k in padded} for i in range(len(samples))]
         batch = dict(made([dict(sample) for sample in samples]))
         if "decoder_input_ids" in accepted and "decoder_input_ids" not in batch:
-            batch["decoder_input_ids"] = _shifted(batch["input_ids"], source.model)
+            targets = batch.get("labels") if task.name == "text2text-generation" else None
+            targets = batch["input_ids"] if targets is None else targets
+            batch["decoder_input_ids"] = decoder_inputs(source.model, targets)
         if task.name == "text2text-generation" and "labels" not in samples[0]:
             batch.pop("labels", None)
         return {k: v for k, v in batch.items() if k in accepted or k == "labels"}
@@ -220,13 +222,3 @@ def _aligned(words: Sequence[int | None], labels: Sequence[int]) -> list[int]:
         found.append(IGNORED if word is None or word == before else int(labels[word]))
         before = word
     return found
-
-
-def _shifted(ids: Tensor, model: Any) -> Tensor:
-    """What a decoder reads to predict `ids`: the start token, then all but the last."""
-    start = getattr(model.config, "decoder_start_token_id", None)
-    if start is None:
-        start = getattr(model.config, "pad_token_id", None) or 0
-    shifted = ids.new_full(ids.shape, start)
-    shifted[:, 1:] = ids[:, :-1]
-    return shifted

@@ -30,8 +30,10 @@ class Objective:
     "auto" is "logits" where there are class labels or the output is named logits, otherwise
     "embedding". Float labels, outputs one value wide and those named as embeddings or hidden states
     are "embedding" too: regression and multi-label outputs are not the logits of a softmax, and a
-    softmax over one value is constant. `shifted`: whether the model's own loss
-    moves labels by one. They may still come moved, which their values tell where there are tokens.
+    softmax over one value is constant.
+
+    `shifted`: whether the model's own loss moves labels by one, None where that is not known; they
+    may come moved already, which their values tell where there are tokens.
 
     After a call, `kind`, `outputs` (names) and `labels` (their use, in words) say what was decided.
     """
