@@ -15,6 +15,10 @@ class InputError(PrunecError):
     """A batch does not fit the call the model was captured with."""
 
 
+class CallError(InputError, ValueError):
+    """A call is none that the graph was captured for: a size, a constant or a dtype."""
+
+
 class RuleError(PrunecError):
     """An op rule was declared wrongly (unknown argument, duplicate name)."""
 

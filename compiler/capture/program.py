@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from ..ir.program import Program, is_symbolic
 from .batch import free_batch
+from .call_spec import call_spec_of, input_names
 from .constant_index import slice_literal_lists
 from .inline import drop_unused, inline_regions, strip_asserts
 
@@ -27,9 +28,9 @@ def program_of(
     drop_unused(graph)
     info = graph._codegen.pytree_info  # type: ignore[attr-defined]
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
-    dynamic = any(
-        is_symbolic(s) for n in placeholders for s in getattr(n.meta.get("val"), "shape", ())
-    )
+    values = [n.meta.get("val") for n in placeholders]
+    dynamic = any(is_symbolic(s) for value in values for s in getattr(value, "shape", ()))
+    named = {name: kwargs[name] for name in info.in_spec.children()[1].context or ()}
     bare = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
     result = bare.graph_copy(graph, mapping)
@@ -42,7 +43,7 @@ def program_of(
         aliases=aliases,
         source=model,
         args=args,
-        kwargs={name: kwargs[name] for name in info.in_spec.children()[1].context or ()},
+        kwargs=named,
         in_spec=info.in_spec,
         out_spec=info.out_spec,
         argument_names=list(info.orig_args),
@@ -53,7 +54,13 @@ def program_of(
             and isinstance(body := _attribute(module, str(n.target)), nn.Module)
         },
         dynamic=dynamic,
-        batched=free_batch([n.meta.get("val") for n in placeholders], args, kwargs),
+        batched=free_batch(values, args, kwargs),
+        call=call_spec_of(
+            values,
+            pytree.tree_leaves((args, named)),
+            input_names(info.orig_args, (*args, *named.values())),
+            exported.range_constraints,
+        ),
         how=how,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from ..errors import InputError
+from .call_spec import CallSpec
 
 
 @dataclasses.dataclass
@@ -22,8 +24,8 @@ class Program:
     qualified name in the model; tied weights occur once. `aliases`: for a name in `tensors`, the
     other names of the same tensor in the model. `bodies`: sub-graphs of higher-order ops that were
     not inlined, by get_attr target. `dynamic`: some axis of an input is; `batched`: the call can be
-    taken at another batch size. `selection`: with `outputs=`, which of the model's flat outputs
-    the program returns.
+    taken at another batch size; `call`: for which sizes and constants the graph holds.
+    `selection`: with `outputs=`, which of the model's flat outputs the program returns.
     """
 
     graph: fx.Graph
@@ -39,6 +41,7 @@ class Program:
     selection: list[int] | None = None
     dynamic: bool = False
     batched: bool = False
+    call: CallSpec | None = None
     how: str = "torch.export"
     notes: list[str] = dataclasses.field(default_factory=list)
 
@@ -72,7 +75,13 @@ class Program:
         flat, spec = pytree.tree_flatten(call)
         if spec.num_leaves != self.in_spec.num_leaves:
             raise InputError("the call's arguments are nested otherwise than the captured ones.")
+        self.check(flat)
         return flat
+
+    def check(self, flat: Sequence[Any]) -> None:
+        """Raise CallError where the flat inputs are none that the graph was captured for."""
+        if self.call is not None:
+            self.call.check(flat)
 
     @property
     def is_meta(self) -> bool:
