@@ -13,7 +13,9 @@ from torch import fx, nn
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.fx.node import map_aggregate
 
+from ..ir.call_spec import CallSpec
 from ..ir.program import Program
+from .guarded_call import check_call, is_traced, with_check
 
 _OWN = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 _KEPT_META = ("nn_module_stack", "stack_trace")
@@ -37,6 +39,10 @@ class EmittedGraph(fx.GraphModule):
     def _deepcopy_init(self) -> Any:
         return EmittedGraph.__init__
 
+    def _check_call(self, flat: tuple[Any, ...]) -> None:
+        if not is_traced():
+            check_call(getattr(self.graph._codegen, "call", None), flat)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> fx.GraphModule:
         for spec in (self._in_spec, self._out_spec):
             memo[id(spec)] = spec
@@ -49,17 +55,19 @@ class EmittedGraph(fx.GraphModule):
         codegen = self.graph._codegen
         assert isinstance(codegen, CallCodeGen)
         names, *specs = codegen.pytree_info
-        call = names, [_spec_data(spec) for spec in specs], codegen.header
+        call = names, [_spec_data(spec) for spec in specs], codegen.header, codegen.call
         return _restore, (root, _rows(self.graph), call)
 
 
 class CallCodeGen(_PyTreeCodeGen):
     """Code that takes the model's arguments and returns its type of result. `header`: forward's
-    parameters as source text, in the model's order and with defaults for captured constants."""
+    parameters as source text, in the model's order and with defaults for captured constants.
+    `call`: what every call is checked against."""
 
-    def __init__(self, info: _PyTreeInfo, header: str) -> None:
+    def __init__(self, info: _PyTreeInfo, header: str, call: CallSpec | None = None) -> None:
         super().__init__(info)
         self.header = header
+        self.call = call
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CallCodeGen:
         return copy.copy(self)  # specs are immutable, and torch warns when one is copied
@@ -67,14 +75,17 @@ class CallCodeGen(_PyTreeCodeGen):
     def gen_fn_def(self, *args: Any, **kwargs: Any) -> str:
         source = super().gen_fn_def(*args, **kwargs)
         start, end = source.index("(") + 1, source.index(")")
-        return f"{source[:start]}{self.header}{source[end:]}"
+        names = [str(name).split(":")[0].strip() for name in args[0]]
+        return with_check(f"{source[:start]}{self.header}{source[end:]}", names)
 
 
 def call_codegen(program: Program) -> CallCodeGen:
     """The calling convention of a program: its model's, restricted to the captured arguments."""
     names = list(program.argument_names)
     return CallCodeGen(
-        _PyTreeInfo(names, program.in_spec, program.out_spec), _header(program, names)
+        _PyTreeInfo(names, program.in_spec, program.out_spec),
+        _header(program, names),
+        program.call,
     )
 
 
@@ -146,7 +157,9 @@ def _spec(data: Any) -> pytree.TreeSpec:
 
 
 def _restore(
-    root: nn.Module, rows: list[tuple[Any, ...]], call: tuple[list[str], list[Any], str]
+    root: nn.Module,
+    rows: list[tuple[Any, ...]],
+    call: tuple[list[str], list[Any], str, CallSpec | None],
 ) -> EmittedGraph:
     graph = fx.Graph()
     nodes: dict[str, fx.Node] = {}
@@ -163,8 +176,8 @@ def _restore(
         args, kwargs = map_aggregate((args, kwargs), real)  # type: ignore[misc]
         nodes[name] = graph.create_node(op, target, args, kwargs, name)
         nodes[name].meta = meta
-    names, specs, header = call
-    graph.set_codegen(CallCodeGen(_PyTreeInfo(names, *map(_spec, specs)), header))
+    names, specs, header, spec = call
+    graph.set_codegen(CallCodeGen(_PyTreeInfo(names, *map(_spec, specs)), header, spec))
     return EmittedGraph(root, graph)
 
 

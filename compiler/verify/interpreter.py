@@ -47,8 +47,9 @@ class ProgramInterpreter(fx.Interpreter):
         """The flat outputs for flat inputs, without gradients, in full float precision.
 
         Every run sees the same random numbers: models that draw some (random masking, hashing) are
-        compared like any other.
+        compared like any other. Raises CallError for inputs that the program does not hold for.
         """
+        self.program.check(inputs)
         inputs = [self._cast(x) for x in inputs]
         with torch.no_grad(), full_precision(), _default_dtype(self.dtype), self._same_numbers():
             # in-place ops may write to inputs and tensors: those stay the caller's
