@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import pathlib
+
 
 class PrunecError(Exception):
-    """Base of all errors raised on purpose; the command prints it without a traceback."""
+    """Base of all errors raised on purpose; the command prints it without a traceback.
+
+    `kept`: the directory that holds what had been made by then, where there is one.
+    """
+
+    kept: pathlib.Path | None = None
 
 
 class CaptureError(PrunecError):

@@ -11,6 +11,8 @@ from typing import Any
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from .artifact.emission import Step
+from .artifact.place import OutputPlace
 from .artifact.save import save_artifact, weight_bytes
 from .capture.batch import batch_size
 from .capture.batches import forward_arguments
@@ -203,7 +205,7 @@ class Result:
 
     def save(
         self,
-        directory: str | pathlib.Path,
+        directory: str | pathlib.Path | OutputPlace,
         *,
         onnx: bool = False,
         int8: str | None = None,
@@ -214,22 +216,36 @@ class Result:
         and with `int8` ("dynamic" or "static") model.int8.onnx.
 
         `measure`: runtimes to time before the report is written. `companions`: a tokenizer or
-        processor to save along. The directory appears whole or not at all. Raises ArtifactError,
+        processor to save along. The directory appears whole or not at all; where ONNX, int8, a
+        companion or the timing fails, without that, and the error (its `kept`) says so. What cannot
+        be written there is kept elsewhere, and the error says where. Raises ArtifactError,
         ExportError.
         """
+        steps: list[Step] = [("the sizes on disk", self._sizes_on_disk)]
+        if onnx:
+            steps.append(("model.onnx", self._onnx_file))
+        if int8 is not None:
+            steps.append(("model.int8.onnx", lambda place: self._int8_file(place, int8, measure)))
+        if measure:
+            steps.append(
+                (
+                    "the timing",
+                    lambda place: self.measure_all(measure, place / "model.onnx" if onnx else None),
+                )
+            )
+        return save_artifact(self._state, self.report, directory, steps, **companions)
 
-        def finish(place: pathlib.Path) -> None:
-            path = place / "model.onnx"
-            if onnx:
-                self.report.onnx = dataclasses.replace(self.export_onnx(path), path=path.name)
-            if int8 is not None:
-                place8 = place / "model.int8.onnx"
-                found = self.quantize_onnx(place8, int8, measure=self._batches() if measure else ())
-                self.report.int8 = dataclasses.replace(found, path=place8.name)
-            self.report.disk = (self.report.before.bytes, weight_bytes(place))
-            self.measure_all(measure, path if onnx else None)
+    def _sizes_on_disk(self, place: pathlib.Path) -> None:
+        self.report.disk = (self.report.before.bytes, weight_bytes(place))
 
-        return save_artifact(self._state, self.report, directory, finish, **companions)
+    def _onnx_file(self, place: pathlib.Path) -> None:
+        path = place / "model.onnx"
+        self.report.onnx = dataclasses.replace(self.export_onnx(path), path=path.name)
+
+    def _int8_file(self, place: pathlib.Path, mode: str, measure: Sequence[str]) -> None:
+        path = place / "model.int8.onnx"
+        found = self.quantize_onnx(path, mode, measure=self._batches() if measure else ())
+        self.report.int8 = dataclasses.replace(found, path=path.name)
 
     def __repr__(self) -> str:
         r = self.report

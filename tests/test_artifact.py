@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from saved import ROWS, Saved, compress, kept_in
+from saved import ROWS, Saved, compress, edit_manifest, kept_in
 from tiny_models import (
     IDS,
     IMAGES,
@@ -240,13 +240,17 @@ def test_foreign_directory_is_refused_and_untouched(cnn: Saved, tmp_path: pathli
 def test_earlier_artifact_and_empty_directory_are_replaced(
     baked: Saved, own_copy: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    (own_copy / "old.txt").write_text("from before")
+    (own_copy / "stale.safetensors").write_text("")
+    manifest = json.loads((own_copy / "prunec.json").read_text())
+    edit_manifest(own_copy, checksums=manifest["checksums"] | {"stale.safetensors": ""})
+    (own_copy / "notes.txt").write_text("mine")
     (tmp_path / "empty").mkdir()
     for place in (own_copy, tmp_path / "empty"):
         baked.result.save(place)
         assert torch.equal(compiler.load(place)(ROWS), baked.result.model(ROWS))
     assert {p.name for p in tmp_path.iterdir()} == {"copy", "empty"}
-    assert not (own_copy / "old.txt").exists()
+    assert not (own_copy / "stale.safetensors").exists()
+    assert (own_copy / "notes.txt").read_text() == "mine"
 
 
 def test_link_to_an_artifact_is_followed(
@@ -265,32 +269,14 @@ class Failing:
         raise OSError("disk full")
 
 
-def test_failure_while_saving_leaves_nothing_behind(cnn: Saved, tmp_path: pathlib.Path) -> None:
-    with pytest.raises(OSError, match="disk full"):
-        cnn.result.save(tmp_path / "new", tokenizer=Failing())
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_failure_while_saving_leaves_the_old_artifact(
-    cnn: Saved, own_copy: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+def test_a_tokenizer_that_cannot_be_saved_leaves_the_artifact(
+    cnn: Saved, tmp_path: pathlib.Path
 ) -> None:
-    before = kept_in(own_copy)
-    with pytest.raises(OSError, match="disk full"):
-        cnn.result.save(own_copy, tokenizer=Failing())
-    assert kept_in(own_copy) == before
-    real = pathlib.Path.rename
-
-    def rename(self: pathlib.Path, target: pathlib.Path) -> Any:
-        if pathlib.Path(target).name == "copy" and (self / "graph.json").stat().st_ino != inode:
-            raise PermissionError("not now")
-        return real(self, target)
-
-    inode = (own_copy / "graph.json").stat().st_ino
-    monkeypatch.setattr(pathlib.Path, "rename", rename)
-    with pytest.raises(PermissionError, match="not now"):
-        cnn.result.save(own_copy)
-    assert kept_in(own_copy) == before
-    assert [p.name for p in tmp_path.iterdir()] == ["copy"]
+    with pytest.raises(ArtifactError, match=r"the tokenizer failed \(disk full\)") as caught:
+        cnn.result.save(tmp_path / "new", tokenizer=Failing())
+    assert caught.value.kept == tmp_path / "new"
+    assert torch.equal(compiler.load(tmp_path / "new")(IMAGES), cnn.result.model(IMAGES))
+    assert [p.name for p in tmp_path.iterdir()] == ["new"]
 
 
 def test_masked_model_is_not_saved(tmp_path: pathlib.Path) -> None:

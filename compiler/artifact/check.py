@@ -24,6 +24,7 @@ from ..verify.oracles import Check
 from ..verify.prove import prove
 from .graph_store import load_program
 from .load import load, load_graph
+from .place import settled
 from .save import read_manifest
 
 INT8_LIMIT = 0.5  # of the outputs' root mean square: drawn inputs may leave the ranges of the data
@@ -34,6 +35,7 @@ def check_artifact(directory: pathlib.Path) -> list[Check]:
 
     Raises ArtifactError for a damaged artifact.
     """
+    directory = settled(directory)
     manifest = read_manifest(directory)
     checks = [Check("checksums", 0.0, "sha256", len(manifest["checksums"]))]
     graph = load_graph(directory, manifest, "cpu")

@@ -16,6 +16,7 @@ from ..emit.replay import replay, tensors_by_name
 from ..errors import ArtifactError
 from ..plan import Plan
 from .graph_store import CONSTANTS, WEIGHTS, load_program
+from .place import settled
 from .save import read_manifest
 from .tensor_store import load_tensors
 
@@ -34,7 +35,7 @@ def load(
     end did not hold, or with `graph=True`, the graph is loaded. Nothing is unpickled and no class
     outside transformers' own namespace is imported. Raises ArtifactError or PlanError.
     """
-    place = pathlib.Path(directory)
+    place = settled(directory)
     manifest = read_manifest(place)
     if graph or manifest["backend"] != "module":
         return load_graph(place, manifest, device)

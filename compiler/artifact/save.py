@@ -12,19 +12,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import pathlib
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..capture.export import export
+from ..cause import cause
 from ..emit.thin_modules import Thinning
 from ..errors import ArtifactError
+from .emission import Step, run_steps
 from .graph_store import store_program
+from .place import MANIFEST, OutputPlace, settled
+from .rescue import moved, rescued, told
 from .tensor_store import save_tensors
 
 if TYPE_CHECKING:
@@ -32,89 +35,76 @@ if TYPE_CHECKING:
     from ..report import Report
 
 FORMAT = 1
-MANIFEST = "prunec.json"
-SWEEP = ("sweep.json", "sweep.png")  # of a sweep in the same directory; no part of the artifact
 KEYS = ("class", "backend", "recovered", "leaves", "selection", "example", "checksums")
 
 
 def save_artifact(
     state: Compilation,
     report: Report,
-    directory: str | pathlib.Path,
-    before_closing: Callable[[pathlib.Path], None] | None = None,
+    directory: str | os.PathLike[str] | OutputPlace,
+    steps: Sequence[Step] = (),
     **companions: Any,
 ) -> pathlib.Path:
     """Write an artifact and return its directory; it appears whole or not at all.
 
-    `before_closing` may add files (an .onnx) and complete the report before that is written.
-    `companions` are objects with `save_pretrained` (tokenizer, processor). Raises ArtifactError
-    when there is no dense model, or the directory holds something that is no artifact.
+    `directory`: also a place that the caller holds. `companions` are objects with `save_pretrained`
+    (tokenizer, processor). `steps` add files (an .onnx) or complete the report; they and the
+    companions come after the torch artifact, which stays where one fails: its error then says so.
+    What cannot be written there is kept elsewhere, and the error says where.
+
+    Raises ArtifactError when there is no dense model, or the directory holds something that is no
+    artifact, and what a step raises.
     """
     if state.dense is None:
         raise ArtifactError("there is no dense model to save; put SparseToDense into the pipeline.")
-    target = pathlib.Path(directory).resolve()
-    with replaced_whole(target) as place:
-        _write(state, place, companions)
-        if before_closing is not None:
-            before_closing(place)
-        (place / "report.json").write_text(json.dumps(report.to_json(), indent=1))
-        _write_manifest(state, place)
-        for path in place.rglob("*"):  # safetensors and temporary files are private by default
-            path.chmod(0o755 if path.is_dir() else 0o644)
+    if isinstance(directory, OutputPlace):
+        _save(state, report, directory, steps, companions)
+        return directory.given
+    with OutputPlace(directory) as held:
+        _save(state, report, held, steps, companions)
     return pathlib.Path(directory)
 
 
-@contextlib.contextmanager
-def replaced_whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A new directory beside `target`, moved to its place when the block ends well.
+def _save(
+    state: Compilation,
+    report: Report,
+    held: OutputPlace,
+    steps: Sequence[Step],
+    companions: dict[str, Any],
+) -> None:
+    def write(place: pathlib.Path) -> None:
+        _write(state, place)
+        _complete(state, report, place)
 
-    Only an empty directory, an earlier artifact or the files of a sweep are replaced; those of a
-    sweep go on into the new one.
-    """
-    refuse_foreign(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    place = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    place.chmod(0o755)
     try:
-        yield place
-        old = None
-        if target.exists():
-            for path in (target / name for name in SWEEP):
-                if path.is_file():
-                    shutil.copy2(path, place)
-            old = place.with_name(place.name + "-old")
-            target.rename(old)
-        try:
-            place.rename(target)
-        except OSError:
-            if old is not None:
-                old.rename(target)
-            raise
-        if old is not None:
-            shutil.rmtree(old)
-    finally:
-        if place.exists():
-            shutil.rmtree(place)
+        place = held.new()
+        _write(state, place)
+    except BaseException as error:
+        raise told(error, rescued(state, held.target, write)) from error
+    chosen = {what: one for what, one in companions.items() if one is not None}
+    todo = [(f"the {what}", one.save_pretrained) for what, one in chosen.items()]
+    failure = run_steps([*todo, *steps], place)
+    if failure is not None:
+        report.notes.append(f"{failure.what} failed: {cause(failure.error)}")
+    try:
+        _complete(state, report, place)
+        held.commit()
+    except BaseException as error:
+        raise told(error, moved(held, write)) from error
+    if failure is not None:
+        raise told(failure.error, held.given, failure.what) from failure.error
 
 
-def refuse_foreign(target: pathlib.Path) -> None:
-    """Raise ArtifactError when something else than an artifact, what a sweep has written or an
-    empty directory is there, or a file where a directory is needed."""
-    refuse_file(target)
-    if not target.exists() or (target / MANIFEST).is_file():
-        return
-    if any(path.name not in SWEEP for path in target.iterdir()):
-        raise ArtifactError(f"{target} exists and is no prunec artifact; choose another path.")
+def _complete(state: Compilation, report: Report, place: pathlib.Path) -> None:
+    """The report as it is by now, and the manifest of what there is."""
+    (place / MANIFEST).unlink(missing_ok=True)
+    (place / "report.json").write_text(json.dumps(report.to_json(), indent=1))
+    _write_manifest(state, place)
+    for path in place.rglob("*"):  # safetensors and temporary files are private by default
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
-def refuse_file(target: pathlib.Path) -> None:
-    """Raise ArtifactError where no directory can be made: it, or what it lies in, is a file."""
-    nearest = next(path for path in (target, *target.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise ArtifactError(f"{nearest} exists and is no directory; choose another path.")
-
-
-def _write(state: Compilation, place: pathlib.Path, companions: dict[str, Any]) -> None:
+def _write(state: Compilation, place: pathlib.Path) -> None:
     dense, graph = state.dense, state.graph
     assert dense is not None
     exported, _ = export(dense.graph_module, *_example(state))
@@ -122,9 +112,6 @@ def _write(state: Compilation, place: pathlib.Path, companions: dict[str, Any]) 
     rest = _rest(dense.module, dense.program.tensors, state.plan.thinning)
     save_tensors(rest, place / "rest.safetensors")
     (place / "plan.json").write_text(state.plan.to_json())
-    for companion in companions.values():
-        if companion is not None:
-            companion.save_pretrained(place)
     _save_config(graph.source, place)
 
 
@@ -143,6 +130,7 @@ def _write_manifest(state: Compilation, place: pathlib.Path) -> None:
         "selection": program.selection,
         "example": [_described(x) for x in program.flat_inputs()],
         "versions": {"torch": torch.__version__},
+        "files": sorted(p.relative_to(place).as_posix() for p in place.rglob("*") if p.is_file()),
         "checksums": {
             path.relative_to(place).as_posix(): checksum(path)
             for path in sorted(place.rglob("*"))
@@ -212,7 +200,7 @@ def read_manifest(directory: str | pathlib.Path, check: bool = True) -> dict[str
 
     Raises ArtifactError naming the file that is missing or altered.
     """
-    place = pathlib.Path(directory)
+    place = settled(directory)
     try:
         manifest = json.loads((place / MANIFEST).read_text())
     except FileNotFoundError as error:

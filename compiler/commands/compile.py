@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
-from ..artifact.save import SWEEP, refuse_file, refuse_foreign
+from ..artifact.place import SWEEP, refuse_file, refuse_foreign
 from ..capture.batches import to_device, unlabelled
 from ..capture.capture import capture
 from ..driver import compile
