@@ -8,8 +8,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
+
 from ..compiler.compilation import Compilation
 from ..compiler.cost_model.counted import counted
+from ..compiler.emit.class_needs import Needs
 from ..compiler.errors import PlanError, TargetError
 from ..compiler.inference.branches import find_branches
 from ..compiler.inference.dimensions import Dimension
@@ -32,6 +35,7 @@ from .allocation.choice import lowest_width
 from .allocation.closed_loop import closed_loop
 from .allocation.coefficients import CoefficientSearch
 from .allocation.depth import Depth, find_depth
+from .allocation.kept_class import MODES, KeptClass
 from .allocation.reached import Reached
 from .allocation.sensitivity import allocation_error, sensitivities
 from .allocation.solver import Solver
@@ -66,7 +70,9 @@ class AllocateWidths(Pass):
     (`width` takes all). `floors`: the least share kept, of all or by pattern. `round_to`: keep
     multiples. `exclude`: patterns left alone, as experts are: those go by
     PruneChannels(include="expert"). `best_effort`: a target out of reach gives the best reachable
-    instead of an error. Sets `widths`. Raises TargetError naming what was reachable.
+    instead of an error. `keep_class`: "auto" ties widths that the user's class needs equal and
+    leaves whole what it cannot cut, where the predicted error is at most 1.1 times that of the plan
+    without; "always" at any cost; "never" takes the graph where the class is lost. Sets `widths`. Raises TargetError naming what was reachable.
     """
 
     target: Target
@@ -80,6 +86,7 @@ class AllocateWidths(Pass):
     weigh: bool = True
     search: int = 0
     depth: float = 0.0
+    keep_class: str = "auto"
 
     name: ClassVar[str] = "allocate-widths"
     needs: ClassVar[tuple[str, ...]] = ("scores",)
@@ -89,6 +96,8 @@ class AllocateWidths(Pass):
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise PlanError(f"method is one of {', '.join(METHODS)}, not {self.method!r}.")
+        if self.keep_class not in MODES:
+            raise PlanError(f"keep_class is one of {', '.join(MODES)}, not {self.keep_class!r}.")
         if self.round_to < 1:
             raise PlanError(f"round_to is a positive integer, not {self.round_to}.")
         if self.search < 0:
@@ -124,7 +133,15 @@ class AllocateWidths(Pass):
         depth = None
         if self.depth:
             depth = find_depth(state, self.depth, patterns, self.uniform)
-        reached = self._reach(state, free, exact, everything, depth)
+        self._weights: dict[str, float] = {}
+        reached, needs = KeptClass(
+            state,
+            self.keep_class,
+            lambda held: self._reach(state, free, exact, everything, depth, held),
+            depth,
+            self.target.kind not in ("width", "error"),
+        ).run()
+        state.class_held = True
         widths, gone = reached.allocation.widths, reached.allocation.dropped
         if reached.met and reached.why:
             state.notes.append(reached.why)
@@ -143,6 +160,8 @@ class AllocateWidths(Pass):
         if depth is not None:
             summary += f", {len(gone)} of {len(depth.names)} branches offered dropped"
         details = {"widths": state.widths, "dropped": list(gone), **reached.details()}
+        if needs:
+            details["class"] = {"tied": needs.ties, "whole": sorted(needs.whole)}
         return PassResult(bool(gone), summary, details)
 
     def _reach(
@@ -152,26 +171,34 @@ class AllocateWidths(Pass):
         exact: list[Dimension],
         everything: list[Dimension],
         depth: Depth | None,
+        needs: Needs,
     ) -> Reached:
-        if self.target.kind == "width":
-            return Reached(self._solver(state, everything).at_share(self.target.value))
         if self.target.kind == "error":
-            return Reached(Allocation(self._within_error(state, free)))
+            return Reached(Allocation(self._within_error(state, free, needs)))
         best: Reached | None = None
-        for dimensions in (exact, everything) if len(everything) > len(exact) else (everything,):
-            if not dimensions:
+        for offered in (exact, everything) if len(everything) > len(exact) else (everything,):
+            held = needs.reaching(d.name for d in offered)
+            dimensions = [d for d in offered if d.name not in held.whole]
+            if not dimensions or (self.target.kind == "width" and offered is not everything):
                 continue
-            solver = self._solver(state, dimensions, depth)
+            solver = self._solver(state, dimensions, depth, held.ties)
+            if self.target.kind == "width":
+                return Reached(solver.at_share(self.target.value))
             found = self._found(state, solver)
             if found.met:
-                if dimensions is everything and len(everything) > len(exact):
+                if offered is everything and len(everything) > len(exact):
                     state.notes.append(
                         "exact dimensions alone could not meet the target; norm-coupled ones "
                         "(residual width) were pruned too"
                     )
+                found.loss = solver.loss(found.allocation)
                 return found
             best = found
-        assert best is not None
+            best.loss = solver.loss(found.allocation)
+        if best is None:
+            raise TargetError(
+                f"{self.target} cannot be met: every dimension that could go has to stay whole."
+            )
         also = f" and all {len(depth.names)} branches offered gone" if depth is not None else ""
         words = (
             f"{self.target} cannot be met: with every dimension at its floor{also} the model "
@@ -201,7 +228,11 @@ class AllocateWidths(Pass):
         return found
 
     def _solver(
-        self, state: Compilation, dimensions: list[Dimension], depth: Depth | None = None
+        self,
+        state: Compilation,
+        dimensions: list[Dimension],
+        depth: Depth | None = None,
+        ties: Sequence[Sequence[str]] = (),
     ) -> Solver:
         assert state.scores is not None
         one = self.method == "auto" and not state.errors and depth is None
@@ -219,10 +250,19 @@ class AllocateWidths(Pass):
             uniform=self.uniform,
             share=share,
             snap=self.target.measured,
-            weigh=functools.partial(sensitivities, state) if self.weigh else None,
+            weigh=functools.partial(self._weighed, state) if self.weigh else None,
             search=self._search(state, depth),
             depth=depth,
+            ties=ties,
         )
+
+    def _weighed(
+        self, state: Compilation, dimensions: Sequence[Dimension], curves: Mapping[str, np.ndarray]
+    ) -> Mapping[str, float]:
+        """The weight of each dimension, measured once for all allocations of a run."""
+        new = [d for d in dimensions if d.name not in self._weights]
+        self._weights.update(sensitivities(state, new, curves))
+        return {d.name: self._weights[d.name] for d in dimensions}
 
     def _search(self, state: Compilation, depth: Depth | None) -> CoefficientSearch | None:
         if not self.search:
@@ -238,12 +278,14 @@ class AllocateWidths(Pass):
             return self.floors
         return next((s for p, s in self.floors.items() if matches(dimension, [p])), FLOOR)
 
-    def _within_error(self, state: Compilation, free: list[Dimension]) -> dict[str, int]:
+    def _within_error(
+        self, state: Compilation, free: list[Dimension], needs: Needs
+    ) -> dict[str, int]:
         # Of a product both factors: what nothing is lost with is no share of a budget.
         known = [d for d in free if d.exact and d.name in (state.errors or {})]
         least = widths_within(known, state.errors, self.target.value)
         by_name = state.graph.dimensions
-        return {
+        widths = {
             name: min(
                 max(
                     math.ceil(width / self.round_to) * self.round_to,
@@ -253,6 +295,11 @@ class AllocateWidths(Pass):
             )
             for name, width in least.items()
         }
+        held = needs.reaching(widths)
+        for group in held.ties:
+            widths.update(dict.fromkeys(group, max(widths[name] for name in group)))
+        widths.update((name, by_name[name].size) for name in held.whole & widths.keys())
+        return widths
 
     def _counts(self, state: Compilation) -> str:
         by_name, widths = state.graph.dimensions, state.widths or {}

@@ -74,16 +74,12 @@ def choices(
     round_to: int = 1,
     uniform: bool = False,
     snap: bool = True,
+    ties: Sequence[Sequence[str]] = (),
 ) -> list[Choice]:
-    """One choice for each dimension, of its `candidates` from its lowest width to its highest; with
-    `uniform` one for each set of repeated layers, which are those of one kind and size whose names
-    differ in numbers only. Then one for each branch of `depth`."""
-    groups: dict[object, list[Dimension]] = {}
-    for d in dimensions:
-        key = (re.sub(r"\d+", "*", d.name), d.kind, d.size) if uniform else d.name
-        groups.setdefault(key, []).append(d)
+    """One choice for each dimension or set of `ties`, of its `candidates` from its lowest width to
+    its highest. Then one for each branch of `depth`."""
     found: list[Choice] = []
-    for group in groups.values():
+    for group in equal_widths(dimensions, ties, uniform):
         floor = max(lowest[d.name] for d in group)
         total = np.sum([curves[d.name] for d in group], axis=0)
         most = max(floor, min(highest[d.name] for d in group))
@@ -95,6 +91,27 @@ def choices(
         within = around[0] if around else ""
         found.append(Choice((), (0, 1), curves[name], branch=name, within=within))
     return found
+
+
+def equal_widths(
+    dimensions: Sequence[Dimension], ties: Sequence[Sequence[str]] = (), uniform: bool = False
+) -> list[list[Dimension]]:
+    """Dimensions in sets that get one width: those of `ties` (names, all of one size), with
+    `uniform` also repeated layers, which are those of one kind and size whose names differ in
+    numbers only; what is in two sets joins them."""
+    tied = {name: ("tie", i) for i, group in enumerate(ties) for name in group}
+    sets: dict[object, dict[str, Dimension]] = {}
+    for d in dimensions:
+        keys: list[object] = [tied.get(d.name, d.name)]
+        if uniform:
+            keys.append((re.sub(r"\d+", "*", d.name), d.kind, d.size))
+        joined: dict[str, Dimension] = {}
+        for own in {id(sets[k]): sets[k] for k in keys if k in sets}.values():
+            joined.update(own)
+        joined[d.name] = d
+        for key in [*keys, *(k for k, own in sets.items() if own.keys() & joined.keys())]:
+            sets[key] = joined
+    return list({id(own): list(own.values()) for own in sets.values()}.values())
 
 
 def candidates(

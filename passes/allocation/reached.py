@@ -13,7 +13,8 @@ from .allocation import Allocation
 class Reached:
     """An allocation and the target's quantity as `predicted` and, where the target is one of speed,
     as `measured` beside the original. `met`: whether the target is. `rounds`: what was measured on
-    the way, with both numbers. `why`: what stands in the way of more."""
+    the way, with both numbers. `why`: what stands in the way of more. `loss`: its sum of losses.
+    """
 
     allocation: Allocation
     met: bool = True
@@ -21,6 +22,7 @@ class Reached:
     measured: float | None = None
     rounds: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     why: str = ""
+    loss: float = 0.0
 
     @property
     def value(self) -> float:

@@ -13,15 +13,15 @@ from ...compiler.capture.batch import batch_size, resize_batch
 from ...compiler.compilation import Compilation
 from ...compiler.inference.dimensions import Dimension
 from ...compiler.inference.graph import Graph
-from ...compiler.rewrite.correspondence import inherited
 from ...compiler.rewrite.rewrite import rewrite
-from ...compiler.rewrite.selection import kept_count, lowest
+from ...compiler.rewrite.selection import kept_count
 from ...compiler.rounds import sizes_left
 from ...compiler.verify.interpreter import ProgramInterpreter
 from ..calibration.consumers import Consumer
 from ..sensitivity.readings import find_readings
 from .allocation import Allocation
 from .depth import Depth
+from .planned import planned, stay
 
 BATCHES = 2
 ROWS = 16  # of a batch, at most
@@ -58,7 +58,7 @@ def sensitivities(
         loss = float(curves[d.name][width])
         if d.var is None or loss <= 0 or width >= left[d.name]:
             continue
-        program = rewrite(graph, {d.var: _stay(state.scores[d.name], width)}, on_use=True)
+        program = rewrite(graph, {d.var: stay(state.scores[d.name], width)}, on_use=True)
         found: list[list[Any]] = []
         errors = _ReaderErrors(readers.get(d.name, {}))
         for batch, values in zip(batches, inside, strict=True):
@@ -75,18 +75,8 @@ def allocation_error(state: Compilation, depth: Depth | None, allocation: Alloca
     """The relative squared error of the outputs when the lowest-scored entries are gone from every
     dimension down to its width, and the dropped branches, without repair, on the first calibration
     batches."""
-    assert state.scores is not None
-    graph, batches = state.graph, state.calibration[:BATCHES]
-    widths, scores = allocation.widths, state.scores
-    if depth is not None and allocation.dropped:
-        graph = depth.without(state.graph, allocation.dropped)
-        widths = inherited(state.graph, graph, widths)
-        scores = inherited(state.graph, graph, scores)
-    kept: dict[Any, Tensor] = {}
-    for name, width in widths.items():
-        d = graph.dimensions[name]
-        if d.var is not None and width < d.size:
-            kept[d.var] = _stay(scores[name], width)
+    batches = state.calibration[:BATCHES]
+    graph, kept = planned(state, depth, allocation)
     program = rewrite(graph, kept, on_use=True)
     whole = state.graph.program
     expected = [ProgramInterpreter(whole)(batch) for batch in batches]
@@ -144,13 +134,6 @@ def _kept(values: dict[str, Tensor], nodes: set[str]) -> Any:
         return value
 
     return keep
-
-
-def _stay(scores: Tensor, width: int) -> Tensor:
-    """The entries that stay, ascending, when the lowest-scored go."""
-    stays = torch.ones(len(scores), dtype=torch.bool)
-    stays[lowest(scores, len(scores) - width).cpu()] = False
-    return stays.nonzero().reshape(-1)
 
 
 def _rows(state: Compilation) -> list[list[Any]]:

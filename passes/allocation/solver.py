@@ -12,7 +12,7 @@ from ...compiler.inference.dimensions import Dimension
 from ...compiler.ir.terms import Var
 from ...compiler.rewrite.selection import kept_count
 from .allocation import Allocation
-from .choice import Choice, choices, loss_curve
+from .choice import Choice, choices, equal_widths, loss_curve
 from .coefficients import CoefficientSearch
 from .depth import Depth
 from .lattice import Lattice, Options
@@ -25,8 +25,9 @@ class Solver:
     """Chooses the widths of some dimensions, each from its `lowest` to its `highest`, for a cost
     model, and which branches of `depth` go.
 
-    `share`: one share for all. Otherwise the knapsack, which also starts from that share; `uniform`
-    keeps repeated layers equal (one share does by itself); `snap`: to widths that hardware likes;
+    `share`: one share for all. Otherwise the knapsack, which also starts from that share; `ties`:
+    names of dimensions that get one width; `uniform` keeps repeated layers equal (one share does by
+    itself); `snap`: to widths that hardware likes;
     `weigh`: gives each dimension's loss its weight in the sum; `search`: tries others, at the first
     budget that is asked for.
     """
@@ -46,9 +47,15 @@ class Solver:
         weigh: Weigh | None = None,
         search: CoefficientSearch | None = None,
         depth: Depth | None = None,
+        ties: Sequence[Sequence[str]] = (),
     ) -> None:
         self.dimensions = list(dimensions)
         self.lowest, self.highest = dict(lowest), dict(highest)
+        for group in equal_widths(dimensions, ties):
+            low = max(lowest[d.name] for d in group)
+            high = max(low, min(highest[d.name] for d in group))
+            self.lowest.update((d.name, low) for d in group)
+            self.highest.update((d.name, high) for d in group)
         self.round_to = round_to
         self.share = share
         self.depth = depth
@@ -61,7 +68,7 @@ class Solver:
         for name in depth.names if depth is not None else ():
             self.curves[name] = np.array([depth.loss(name), 0.0])  # type: ignore[union-attr]
         self.search = search
-        self._uniform, self._snap = uniform, snap
+        self._uniform, self._snap, self._ties = uniform, snap, ties
         self.choices = self._choices(self.curves)
 
     def smallest(self) -> Allocation:
@@ -110,6 +117,7 @@ class Solver:
             self.round_to,
             self._uniform,
             self._snap,
+            self._ties,
         )
 
     def sizes(self, allocation: Allocation) -> dict[Var, int]:
@@ -121,6 +129,12 @@ class Solver:
         nesting = self.depth.nesting if self.depth is not None else None
         gone = nesting.closed(allocation.dropped) if nesting is not None else ()
         return model.total(self.sizes(allocation), gone)
+
+    def loss(self, allocation: Allocation) -> float:
+        """The sum of losses of an allocation."""
+        gone = set(allocation.dropped)
+        widths = sum(float(self.curves[d.name][allocation.widths[d.name]]) for d in self.dimensions)
+        return widths + sum(float(self.curves[b][0]) for b in gone if b in self.curves)
 
     def at_share(self, share: float) -> Allocation:
         """This share of every dimension kept, as far as it is left, every branch there."""
