@@ -118,6 +118,9 @@ def compile_(
     inputs: Inputs = None,
     outputs: Outputs = None,
     untie_tables: UntieTables = False,
+    keep_class: Annotated[
+        str, typer.Option(help="auto: the user's class where that costs little; always; never")
+    ] = "auto",
     exclude: Annotated[list[str] | None, typer.Option(help="dimensions left alone")] = None,
     round_to: Annotated[
         int | None, typer.Option(help="keep widths that are multiples of it", min=1)
@@ -194,6 +197,7 @@ def compile_(
             inputs=inputs,
             outputs=outputs,
             untie_tables=untie_tables,
+            keep_class=keep_class,
             exclude=exclude,
             round_to=round_to,
             steps=steps,

@@ -42,7 +42,8 @@ class Compilation:
     stands; training keeps them zero. `teacher`: the user's model, as it was handed in. `earlier`:
     the milder compilation of the same graph that this one continues; `round`: how many that makes.
     `unscored`: dimensions that a later round knows nothing of and leaves as they are.
-    `class_held`: whether an allocation has seen to the class already. `room`: how much a target of parameters or bytes leaves for what a repair adds, (unit, amount).
+    `class_held`: whether an allocation has seen to the class already.
+    `room`: how much a target of parameters or bytes leaves for what a repair adds, (unit, amount).
     """
 
     def __init__(self, graph: Graph, calibration: list[list[Any]] | None = None) -> None:

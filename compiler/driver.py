@@ -16,6 +16,7 @@ from .capture.batches import to_device, unlabelled
 from .capture.capture import capture
 from .cause import cause
 from .digest import content_digest
+from .emit.class_needs import check_mode
 from .emit.replay import computed
 from .errors import PlanError, QualityError, TargetError
 from .inference.graph import Graph
@@ -52,6 +53,7 @@ def compile(
     device: str | torch.device | None = None,
     recipe: str | pathlib.Path | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    keep_class: str = "auto",
     measure: bool = True,
     callback: Callback | None = None,
 ) -> Result:
@@ -70,7 +72,10 @@ def compile(
     round is kept there, and the state of training. Under `torchrun` every process makes the call;
     what is measured is measured by the first.
     `device`: compile on this device (a copy of the model is moved there). `recipe`: a TOML list of
-    passes; `options`: per pass name, options that win over the recipe's. `measure`: time original
+    passes; `options`: per pass name, options that win over the recipe's. `keep_class`: "auto" holds
+    the plan to what the user's class needs (equal widths, tables left whole) where the predicted
+    error stays within 1.1 times the free plan's; "always" at any cost; "never": the graph is as
+    good. `measure`: time original
     and result side by side.
 
     Raises CaptureError, TargetError, PlanError, VerificationError, QualityError.
@@ -79,6 +84,7 @@ def compile(
         raise TargetError("target is a Target, as in Target(speedup=2.0).")
     if not 0 <= floor <= 1:
         raise PlanError(f"floor={floor} is no share of the original's value: give 0 to 1.")
+    check_mode(keep_class)
     call: tuple[Any, ...] = (args,) if isinstance(args, Tensor) else tuple(args or ())
     kwargs = dict(kwargs or {})
     subject = model
@@ -120,6 +126,7 @@ def compile(
         for step in goals:
             supplies = {"target": step, "train": train, "calibration": held, "device": device}
             supplies["checkpoint"] = checkpoint
+            supplies["keep_class"] = keep_class
             passes, notes = build_pipeline(entries, supplies, options)
             if rounds > 1:
                 passes = _of_round(passes, result is None, step is goals[-1])

@@ -18,6 +18,7 @@ from .capture.batches import forward_arguments, to_device
 from .capture.capture import capture
 from .capture.eval_mode import eval_mode
 from .compilation import Compilation
+from .emit.class_needs import check_mode
 from .errors import PlanError, TargetError
 from .passmanager import Pass, PassManager, PassResult
 from .quality import output_error, score
@@ -128,6 +129,7 @@ def sweep(
     evaluate: Callable[[nn.Module], float] | None = None,
     recipe: str | pathlib.Path | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    keep_class: str = "auto",
     callback: Callable[[SweepRow], None] | None = None,
 ) -> Sweep:
     """Score once, then allocate, cut, repair and time for each target; nothing is trained.
@@ -140,6 +142,7 @@ def sweep(
     settings = {(t.runtime, t.batch) for t in targets}
     if len(settings) != 1:
         raise TargetError("a sweep takes one target or more, all of one runtime and batch.")
+    check_mode(keep_class)
     call: tuple[Any, ...] = (args,) if isinstance(args, Tensor) else tuple(args or ())
     with eval_mode(model):
         graph = capture(
@@ -149,6 +152,7 @@ def sweep(
         held = [to_device(b, program.device()) for b in calibration or ()]
         entries = read_recipe(recipe)
         supplies = {"target": targets[0], "train": None, "calibration": held or None}
+        supplies["keep_class"] = keep_class
         scored = Compilation(graph, [program.flat_inputs(*forward_arguments(b)) for b in held])
         for step in _scoring(build_pipeline(entries, supplies | {"device": None}, options)[0]):
             step.run(scored)

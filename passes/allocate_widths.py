@@ -12,7 +12,7 @@ import numpy as np
 
 from ..compiler.compilation import Compilation
 from ..compiler.cost_model.counted import counted
-from ..compiler.emit.class_needs import Needs
+from ..compiler.emit.class_needs import Needs, check_mode
 from ..compiler.errors import PlanError, TargetError
 from ..compiler.inference.branches import find_branches
 from ..compiler.inference.dimensions import Dimension
@@ -35,7 +35,7 @@ from .allocation.choice import lowest_width
 from .allocation.closed_loop import closed_loop
 from .allocation.coefficients import CoefficientSearch
 from .allocation.depth import Depth, find_depth
-from .allocation.kept_class import MODES, KeptClass
+from .allocation.kept_class import KeptClass
 from .allocation.reached import Reached
 from .allocation.sensitivity import allocation_error, sensitivities
 from .allocation.solver import Solver
@@ -72,7 +72,8 @@ class AllocateWidths(Pass):
     PruneChannels(include="expert"). `best_effort`: a target out of reach gives the best reachable
     instead of an error. `keep_class`: "auto" ties widths that the user's class needs equal and
     leaves whole what it cannot cut, where the predicted error is at most 1.1 times that of the plan
-    without; "always" at any cost; "never" takes the graph where the class is lost. Sets `widths`. Raises TargetError naming what was reachable.
+    without; "always" at any cost; "never" takes the graph where the class is lost.
+    Sets `widths`. Raises TargetError naming what was reachable.
     """
 
     target: Target
@@ -96,8 +97,7 @@ class AllocateWidths(Pass):
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise PlanError(f"method is one of {', '.join(METHODS)}, not {self.method!r}.")
-        if self.keep_class not in MODES:
-            raise PlanError(f"keep_class is one of {', '.join(MODES)}, not {self.keep_class!r}.")
+        check_mode(self.keep_class)
         if self.round_to < 1:
             raise PlanError(f"round_to is a positive integer, not {self.round_to}.")
         if self.search < 0:

@@ -60,6 +60,7 @@ class CompileOptions:
     inputs: list[str] | None
     outputs: list[str] | None
     untie_tables: bool
+    keep_class: str
     exclude: list[str] | None
     round_to: int | None
     steps: int | None
@@ -112,6 +113,7 @@ def compile_command(options: CompileOptions, console: Console) -> None:
         device=options.device,
         recipe=options.recipe,
         options=_pass_options(options),
+        keep_class=options.keep_class,
         measure=options.measure,
         callback=lambda step, outcome, seconds: _progress(console, step, outcome, seconds),
     )
@@ -144,6 +146,7 @@ def _sweep(options: CompileOptions, console: Console) -> None:
         evaluate=evaluate,
         recipe=options.recipe,
         options={k: v for k, v in _pass_options(options).items() if k != "distill"},
+        keep_class=options.keep_class,
         callback=lambda row: console.print(f"{row.asked}: {row.failed or 'done'}", markup=False),
     )
     console.print(found.table())
@@ -271,6 +274,7 @@ def _dry_run(options: CompileOptions, source: Source, target: Target, console: C
     entries = read_recipe(options.recipe)
     calibration = to_device(unlabelled(data, source.model, source.kwargs), options.device) or None
     supplies = {"target": target, "train": None, "calibration": calibration, "device": None}
+    supplies["keep_class"] = options.keep_class
     passes, _ = build_pipeline(entries, supplies, _pass_options(options))
     planning = [step for step in passes if not {"dense"} & {*step.provides, *step.needs}]
     result = PassManager(

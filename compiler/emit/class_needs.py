@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import fx
 
+from ..errors import PlanError
 from ..inference.graph import Graph
 from ..inference.rule import Inference, bound_arguments, op_name
 from ..ir.program import shape_of
@@ -22,6 +24,15 @@ _SPLITS = frozenset(
     ).split()
 )
 _SLICES = frozenset(("aten::slice", "aten::narrow"))
+
+
+MODES = ("auto", "always", "never")
+
+
+def check_mode(keep_class: str) -> None:
+    """Raise PlanError for no way to treat the user's class."""
+    if keep_class not in MODES:
+        raise PlanError(f"keep_class is one of {', '.join(MODES)}, not {keep_class!r}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +84,7 @@ def stated_needs(graph: Graph) -> Needs:
     whole: set[Var] = set()
     for inference in (graph.inference, *(side.inference for side in graph.sides)):
         for parts in _equal_parts(inference):
-            for first, second in zip(parts, parts[1:], strict=False):
+            for first, second in itertools.pairwise(parts):
                 _equate(first, second, ties, whole)
         for terms in inference.generated.values():
             whole.update(v for term in terms for v in variables(term))
@@ -100,7 +111,7 @@ def _equal_parts(inference: Inference) -> Iterator[list[Term]]:
                 slices[node.args[0], axis][start, known_size(term)] = term
     for found in slices.values():
         places = sorted(found)
-        apart = all(a + n <= b for (a, n), (b, _) in zip(places, places[1:], strict=False))
+        apart = all(a + n <= b for (a, n), (b, _) in itertools.pairwise(places))
         if apart and len(places) > 1:
             yield from _by_size([found[place] for place in places])
 

@@ -19,7 +19,6 @@ from .depth import Depth
 from .planned import planned
 from .reached import Reached
 
-MODES = ("auto", "always", "never")
 LITTLE = 1.1  # times the free plan's predicted error; of its parameters where the target fixes none
 ROUNDS = 3  # of allocations under needs, each for what the one before still lacked
 NAMED = 3
@@ -61,18 +60,17 @@ class KeptClass:
             try:
                 found = self.allocate(needs)
             except TargetError as error:
-                return self._given_up(free, before, room, f"{_said(needs)}: {error}")
+                return self._given_up(free, before, room, f"{said_needs(needs)}: {error}")
             if not found.met and free.met:
-                return self._given_up(free, before, room, f"{_said(needs)}: out of reach then")
+                return self._given_up(free, before, room, f"{said_needs(needs)}: out of reach then")
             if self._holds(found):
                 price = self._price(found, free)
                 words = self._cost(price)
                 if price > LITTLE and self.mode != "always":
-                    return self._given_up(
-                        free, before, room, f"{_said(needs)}, at {words}", 'keep_class="always"'
-                    )
+                    why, remedy = f"{said_needs(needs)}, at {words}", 'keep_class="always"'
+                    return self._given_up(free, before, room, why, remedy)
                 state.notes.append(
-                    f"to keep the class {_said(needs)}, at {words}; "
+                    f"to keep the class {said_needs(needs)}, at {words}; "
                     'keep_class="never" lifts that'
                 )
                 return found, needs
@@ -135,7 +133,8 @@ def _names_before(state: Compilation, graph: Graph) -> Mapping[str, str]:
     return inherited(state.graph, graph, {name: name for name in state.graph.prunable})
 
 
-def _said(needs: Needs) -> str:
+def said_needs(needs: Needs) -> str:
+    """In words for people."""
     parts = list(_parts(needs))
     more = len(parts) - NAMED
     return " and ".join(

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, fx
 
 from ...compiler.capture.batch import batch_size, resize_batch
