@@ -14,6 +14,7 @@ import architectures
 import torch
 import torch.utils._pytree as pytree
 import vision_models
+from default_recipe import examine_default
 from torch import Tensor, nn
 
 from prunec.compiler import capture
@@ -172,12 +173,14 @@ def _passed(check: Any, failures: list[str]) -> float | None:
     return check.error
 
 
-def one(name: str, onnx: bool) -> dict[str, Any]:
+def one(name: str, onnx: bool, recipe: str = "half") -> dict[str, Any]:
     """The row of one architecture; an exception becomes its failure."""
     why: list[str] = []
     try:
         for model, args, kwargs in candidates(name, why):
             try:
+                if recipe == "default":
+                    return examine_default(model, args, kwargs)
                 return examine(model, args, kwargs, onnx)
             except Exception as error:
                 return {"class": type(model).__name__, "failures": [_said(error)]}
