@@ -27,7 +27,8 @@ from prunec.compiler.onnx_files.export import export_onnx
 from prunec.compiler.plan import Plan
 from prunec.compiler.rewrite.rewrite import rewrite
 from prunec.compiler.verify.backends import capture_error, select_like
-from prunec.compiler.verify.interpreter import ProgramInterpreter, relative_error
+from prunec.compiler.verify.difference import relative_error
+from prunec.compiler.verify.interpreter import ProgramInterpreter
 from prunec.compiler.verify.oracles import (
     permutation,
     restricted_statistics,

@@ -27,7 +27,9 @@ app = typer.Typer(
 )
 console = Console(width=None if sys.stdout.isatty() else 120)  # files and pipes: whole tables
 # Options that only some of a compile reads, by their names here.
-OF_A_COMPILE = ("emit", "rounds", "checkpoint", "floor", "steps", "learning_rate", "no_measure")
+OF_A_COMPILE = (
+    *("emit", "rounds", "checkpoint", "floor", "steps", "learning_rate", "no_measure", "strict"),
+)
 OF_DATA = ("task", "columns", "max_length", "pad_to", "batch_size", "max_samples")
 OF_TRAINING = ("split", "steps", "learning_rate")
 INTERRUPTED = 130  # the exit code of a process ended by Ctrl-C
@@ -157,6 +159,7 @@ def compile_(
     ] = 0.97,
     dry_run: Annotated[bool, typer.Option(help="plan and count, write nothing")] = False,
     no_measure: Annotated[bool, typer.Option(help="skip the timings")] = False,
+    strict: Annotated[bool, typer.Option(help="a check that proves nothing is an error")] = False,
 ) -> None:
     """Compress MODEL to a target and write the artifact."""
     if (target is None) == (sweep is None):
@@ -208,6 +211,7 @@ def compile_(
             floor=floor,
             dry_run=dry_run,
             measure=not no_measure,
+            strict=strict,
         ),
         console,
     )
@@ -265,9 +269,10 @@ def verify(
         str | None, typer.Option(help="MODEL it was made from: re-proves all")
     ] = None,
     inputs: Inputs = None,
+    strict: Annotated[bool, typer.Option(help="a check that proves nothing is an error")] = False,
 ) -> None:
     """Check an artifact: checksums, structure, ONNX parity; with --original, the whole proof."""
-    verify_command(directory, original, inputs, console)
+    verify_command(directory, original, inputs, console, strict)
 
 
 def main(arguments: list[str] | None = None) -> None:

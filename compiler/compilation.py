@@ -24,7 +24,7 @@ from .rewrite.slicing import zero_tensor
 
 if TYPE_CHECKING:
     from .report import Aim
-    from .verify.oracles import Check
+    from .verify.check import Check
 
 
 class Compilation:

@@ -55,6 +55,7 @@ def compile(
     options: Mapping[str, Mapping[str, Any]] | None = None,
     keep_class: str = "auto",
     measure: bool = True,
+    strict: bool = False,
     callback: Callback | None = None,
 ) -> Result:
     """Compress `model` to `target`; the model itself is never changed, the result has its mode.
@@ -75,8 +76,9 @@ def compile(
     passes; `options`: per pass name, options that win over the recipe's. `keep_class`: "auto" holds
     the plan to what the user's class needs (equal widths, tables left whole) where the predicted
     error stays within 1.1 times the free plan's; "always" at any cost; "never": the graph is as
-    good. `measure`: time original
-    and result side by side.
+    good. `measure`: time original and result side by side. `strict`: a check that proves nothing
+    (nothing finite to compare, or outputs that no mistake would move) raises VerificationError
+    instead of heading the report.
 
     Raises CaptureError, TargetError, PlanError, VerificationError, QualityError.
     """
@@ -133,7 +135,7 @@ def compile(
             if checkpoint is not None:
                 number = 1 if result is None else result.state.round + 1
                 passes = resumable(passes, pathlib.Path(checkpoint), number, subject, identity)
-            result = PassManager(passes, callback).run(graph, held, start=result)
+            result = PassManager(passes, callback).run(graph, held, start=result, strict=strict)
         assert result is not None
         result.report.target = str(target)
         result.report.notes[:0] = notes

@@ -14,6 +14,7 @@ from .report import PassReport
 from .result import Result
 from .rounds import continue_from, smaller_state, take_scores
 from .verify.backends import check_backends
+from .verify.check import require_proven
 from .verify.structure import check_finite, check_structure
 
 
@@ -80,16 +81,20 @@ class PassManager:
         check_order(self.passes)
 
     def run(
-        self, graph: Graph, calibration: Sequence[Any] | None = None, start: Result | None = None
+        self,
+        graph: Graph,
+        calibration: Sequence[Any] | None = None,
+        start: Result | None = None,
+        strict: bool = False,
     ) -> Result:
         """Run the passes, verifying after each.
 
         `calibration`: unlabelled batches (tensor, tuple of arguments, or dict of them) on which
         the dense model is also compared with its reference. `start`: an earlier result of the same
         graph, which this run cuts further: what it removed stays removed, scores are of its model,
-        whose weights go on; plan and proof are of the original. Raises what a pass raises,
-        PlanError when nothing at all was changed, VerificationError when a pass left an invalid
-        state.
+        whose weights go on; plan and proof are of the original. `strict`: a check that proves
+        nothing is an error, after the pass that it is of. Raises what a pass raises, PlanError when
+        nothing at all was changed, VerificationError when a pass left an invalid state.
         """
         from .capture.batches import forward_arguments
 
@@ -106,6 +111,8 @@ class PassManager:
             result = _run(step, state)
             state.facts.update(step.provides)
             verify_state(state, result.changed)
+            if strict:
+                require_proven(state.checks)
             seconds = time.perf_counter() - began
             summary = f"round {state.round}: " * (state.round > 1) + result.summary
             reports.append(PassReport(step.name, step.options(), summary, result.details, seconds))

@@ -15,7 +15,7 @@ from .measure.cost import Cost
 from .measure.timing import Comparison
 from .onnx_files.export import OnnxReport
 from .onnx_files.quantize import QuantizeReport
-from .verify.oracles import Check
+from .verify.check import NOT_PROVEN, PROVEN, Check, headline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,12 +88,22 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON types."""
-        data = dataclasses.asdict(self)
+        data = {"headline": self.headline, "proven": self.proven, **dataclasses.asdict(self)}
         data["checks"] = [check.to_json() for check in self.checks]
         data["latency"] = [timing.to_json() for timing in self.latency]
         data["int8"] = self.int8.to_json() if self.int8 is not None else None
         data["onnx"] = self.onnx.to_json() if self.onnx is not None else None
         return json.loads(json.dumps(data, default=str))
+
+    @property
+    def headline(self) -> str:
+        """The first line: which checks prove nothing, and why; '' where all do."""
+        return headline(self.checks)
+
+    @property
+    def proven(self) -> bool:
+        """Whether checks were run and every one that was proves what it says."""
+        return not self.headline and any(c.state == PROVEN for c in self.checks)
 
     def tables(self) -> list[Table]:
         """The tables people are shown: sizes, quality, dropped branches, target, speed, checks."""
@@ -178,7 +188,9 @@ class Report:
             error = "not run" if check.error is None else f"{check.error:.1e}"
             note = check.skipped
             if check.sensitivity is not None:
-                note = f"a wrong permutation moves the output by {check.sensitivity:.1e}"
+                note = f"a mistake on purpose moves it by {check.sensitivity:.1e}"
+            if check.state == NOT_PROVEN:
+                note = f"not proven: {check.unproven}"
             table.add_row(check.name, error, check.dtype, note)
         if self.onnx is not None:
             table.add_row(
@@ -206,7 +218,9 @@ class Report:
         return stream.getvalue()
 
     def print(self, console: Console) -> None:
-        """Write the tables and notes to a console."""
+        """Write the tables and notes to a console; before all, what is not proven."""
+        if self.headline:
+            console.print(self.headline, style="bold red", markup=False, highlight=False)
         for table in self.tables():
             console.print(table)
         states = Counter(d.state for d in self.dimensions)

@@ -29,7 +29,7 @@ from .report import DimensionReport, PassReport, Report
 from .rewrite.rewrite import rewrite
 from .rewrite.slicing import cut_tensor
 from .verify.backends import check_backends
-from .verify.oracles import Check
+from .verify.check import NOT_PROVEN, Check, headline, require_proven
 from .verify.prove import prove, verification_inputs
 
 THROUGHPUT_BATCH = 32
@@ -46,7 +46,18 @@ class Verification:
 
     @property
     def passed(self) -> bool:
+        """Whether no check failed; `proven` says whether each could have."""
         return all(check.passed for check in self.checks)
+
+    @property
+    def proven(self) -> bool:
+        """Whether no check failed, and none compared nothing."""
+        return self.passed and not self.headline
+
+    @property
+    def headline(self) -> str:
+        """Which checks prove nothing, and why; '' where all do."""
+        return headline(self.checks)
 
 
 class Result:
@@ -78,12 +89,13 @@ class Result:
         program = self._state.graph.program
         return program.args, program.kwargs
 
-    def verify(self, seed: int = 101) -> Verification:
+    def verify(self, seed: int = 101, strict: bool = False) -> Verification:
         """Prove the result once more, on new random inputs.
 
         Dense against masked (the plan restricted to exact dimensions), restricted statistics,
         permutation, module against graph. The first three use the original weights, so they hold
-        however the result was trained since. Raises VerificationError when one fails.
+        however the result was trained since. Raises VerificationError when one fails and, with
+        `strict`, when one proves nothing.
         """
         state = self._state
         graph = state.graph
@@ -94,6 +106,8 @@ class Result:
         checks = prove(graph, program, planned, state.dead, verification_inputs(state, seed))
         check_backends(state)
         agreements = [c for c in state.checks if c.name.endswith("== program")]
+        if strict:
+            require_proven([*checks, *agreements])
         errors = {c.name: c.error for c in (*checks, *agreements)}
         return Verification(
             errors.get("zero mask"), errors.get("module == program"), (*checks, *agreements)
@@ -282,6 +296,7 @@ def _report(state: Compilation, passes: list[PassReport]) -> Report:
         emitted = own if state.dense.module is not None else "a graph module"
         if state.dense.module is None:
             notes.append(f"the module back end does not hold: {state.dense.module_reason}")
+    notes += [f"not proven: {c.name}: {c.unproven}" for c in state.checks if c.state == NOT_PROVEN]
     return Report(
         model=type(graph.source).__name__,
         emitted=emitted,

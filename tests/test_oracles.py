@@ -35,9 +35,10 @@ from prunec.compiler.rewrite.dead import DeadEntries
 from prunec.compiler.rewrite.rewrite import rewrite
 from prunec.compiler.rewrite.slicing import Kept
 from prunec.compiler.verify.blame import blame_permutation, blame_plan
-from prunec.compiler.verify.interpreter import ProgramInterpreter, relative_error
+from prunec.compiler.verify.check import TOLERANCE
+from prunec.compiler.verify.difference import relative_error
+from prunec.compiler.verify.interpreter import ProgramInterpreter
 from prunec.compiler.verify.oracles import (
-    TOLERANCE,
     permutation,
     permuted,
     restricted_statistics,
@@ -194,7 +195,8 @@ def test_a_break_behind_a_vanishing_scale_is_seen_through_rescaled_weights(
     graph = capture(net().eval(), (TOKENS,))
     inputs = verification_inputs(Compilation(graph))
     kept = exact_part(graph, half(graph))
-    assert zero_mask(graph, rewrite(graph, kept), kept, inputs).passed  # blind on these weights
+    # the outputs alone tell nothing on these weights: no proof, whatever lies before them shows
+    assert zero_mask(graph, rewrite(graph, kept), kept, inputs).state != "proven"
     outcome = permutation(graph, inputs[:1])
     assert not outcome.passed
     assert "node mul" in blame_permutation(graph, inputs[0])

@@ -31,7 +31,8 @@ from prunec.compiler.plan import Plan
 from prunec.compiler.rewrite.dead import find_dead
 from prunec.compiler.rewrite.rewrite import rewrite
 from prunec.compiler.verify.backends import capture_error, module_error
-from prunec.compiler.verify.interpreter import ProgramInterpreter, relative_error
+from prunec.compiler.verify.difference import relative_error
+from prunec.compiler.verify.interpreter import ProgramInterpreter
 from prunec.compiler.verify.oracles import (
     Inputs,
     permutation,

@@ -18,7 +18,8 @@ from prunec.compiler import Graph, capture
 from prunec.compiler.compilation import Compilation
 from prunec.compiler.plan import Plan
 from prunec.compiler.rewrite.rewrite import rewrite
-from prunec.compiler.verify.interpreter import ProgramInterpreter, relative_error
+from prunec.compiler.verify.difference import relative_error
+from prunec.compiler.verify.interpreter import ProgramInterpreter
 from prunec.compiler.verify.oracles import (
     permutation,
     restricted_statistics,

@@ -19,8 +19,9 @@ from ..plan import Plan
 from ..rewrite.dead import find_dead
 from ..rewrite.depth import without_branches
 from ..rewrite.rewrite import rewrite
-from ..verify.interpreter import full_precision, relative_error
-from ..verify.oracles import Check
+from ..verify.check import Check
+from ..verify.difference import relative_error
+from ..verify.interpreter import full_precision
 from ..verify.prove import prove
 from .graph_store import load_program
 from .load import load, load_graph

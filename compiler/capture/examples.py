@@ -9,6 +9,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from .batch import batch_size, resize_batch
+from .draws import drawn
 
 
 def widen(args: tuple[Any, ...], kwargs: dict[str, Any], to: int = 3) -> tuple[Any, Any]:
@@ -35,22 +36,21 @@ def distinct(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def fresh_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], seed: int) -> tuple[Any, Any]:
-    """New inputs like the example: integers and booleans resampled from its own values (per
-    tensor), floats drawn by its mean and spread. Deterministic under `seed`."""
+    """New inputs like the example: its samples in another order, the same one for every input (a
+    mask stays with its tokens, a length with its sequence), with values redrawn as `drawn` says.
+    Deterministic under `seed`."""
     generator = torch.Generator().manual_seed(seed)
+    batch = batch_size(args, kwargs)
+    order = torch.randperm(batch or 0, generator=generator)
 
     def draw(x: Any) -> Any:
-        if not isinstance(x, Tensor) or x.numel() == 0:
+        if not isinstance(x, Tensor):
             return x
-        if x.is_floating_point():
-            mean, spread = x.float().mean(), x.float().std(correction=0)
-            if x.numel() == 1 or not torch.isfinite(spread):
-                return x
-            noise = torch.randn(x.shape, generator=generator)
-            return (noise.to(x.device) * spread + mean).to(x.dtype)
-        if x.is_complex():
+        shared = x.dim() > 0 and x.shape[0] == batch and not x.is_meta
+        if shared:
+            x = x.index_select(0, order.to(x.device))
+        if shared and x.dim() == 1:  # a size, a time, a label: one of the example's own
             return x
-        pick = torch.randint(x.numel(), (x.numel(),), generator=generator).to(x.device)
-        return x.reshape(-1)[pick].reshape(x.shape)
+        return drawn(x, generator)
 
     return pytree.tree_map(draw, (args, kwargs))

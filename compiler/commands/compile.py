@@ -71,6 +71,7 @@ class CompileOptions:
     floor: float
     dry_run: bool
     measure: bool
+    strict: bool = False
 
 
 def compile_command(options: CompileOptions, console: Console) -> None:
@@ -115,6 +116,7 @@ def compile_command(options: CompileOptions, console: Console) -> None:
         options=_pass_options(options),
         keep_class=options.keep_class,
         measure=options.measure,
+        strict=options.strict,
         callback=lambda step, outcome, seconds: _progress(console, step, outcome, seconds),
     )
     runtimes = ("onnxruntime",) if emitted - {"torch"} and options.measure else ()

@@ -21,8 +21,8 @@ from ..ir.drop import CONSTANT
 from ..ir.program import Program, source_line
 from ..rewrite.rewrite import rewrite
 from ..rewrite.slicing import Kept, cut_tensor
-from ..verify.backends import reference_outputs
-from ..verify.interpreter import relative_error
+from ..verify.backends import exact_outputs, reference_outputs
+from ..verify.difference import difference
 from .attention_scale import ScaleDecision, apply_scales, scale_decisions
 from .attribute_search import MAX_TRIALS, AttributeSearch, Outcome
 from .baked_sizes import find_decisions
@@ -138,10 +138,11 @@ def _by_all_names(graph: Graph, dense: Program, kept: Kept) -> dict[str, Tensor]
 
 def _kept_function(dense: Program, taken: list[ScaleDecision], tolerance: float) -> bool:
     """Apply the scales to the dense program; undo them where it is not the same function."""
-    before = reference_outputs(dense, [(dense.args, dense.kwargs)])
+    call = dense.args, dense.kwargs
+    before, exact = reference_outputs(dense, [call])[0], exact_outputs(dense, call)
     undo = [apply_scales(dense, decision) for decision in taken]
-    after = reference_outputs(dense, [(dense.args, dense.kwargs)])
-    if relative_error(after[0], before[0]) <= tolerance:
+    after = reference_outputs(dense, [call])[0]
+    if difference(after, before, exact).error <= tolerance:
         return True
     for step in undo:
         step()

@@ -16,16 +16,18 @@ from ..ir.program import source_line
 from ..ir.terms import Var, variables
 from ..rewrite.rewrite import rewrite
 from ..rewrite.slicing import Kept, term_indices, zero_tensor
+from .check import TOLERANCE
+from .difference import relative_error
 from .dropped import WithoutBranches
-from .interpreter import ProgramInterpreter, relative_error
-from .oracles import TOLERANCE, permuted, random_orders
-from .rescale import rescaler
+from .interpreter import ProgramInterpreter
+from .judge import ends
+from .oracles import permuted, random_orders, usable_rescaler
 from .restricted import RestrictedInterpreter
 
 
 def blame_permutation(graph: Graph, inputs: Sequence[Any], seed: int = 0) -> str:
     """Permute one dimension at a time; name the first that changes the output, and the node."""
-    hook = rescaler(graph.program)
+    hook = usable_rescaler(graph, inputs)
 
     def difference(d: Dimension) -> fx.Node | None:
         shared = permuted(graph, [d], seed, torch.float64, hook)
@@ -105,15 +107,22 @@ def _first_difference(
     reference.node_hook = keep
     expected = reference(inputs)
     found: list[fx.Node] = []
+    fixed = set(ends(graph, kept))  # what the checks compare where outputs do not tell
+    differ = False
     done: set[str] = set()
     nodes = {n.name: n for n in graph.program.graph.nodes}
     chained = other.node_hook
 
     def compare(node: fx.Node, value: Any) -> Any:
+        nonlocal differ
         value = chained(node, value) if chained is not None else value
         done.add(node.name)
         original = nodes.get(node.name)
-        if found or original is None or not isinstance(value, Tensor):
+        if original is None or not isinstance(value, Tensor):
+            return value
+        if node.name in fixed and isinstance(values.get(node.name), Tensor):
+            differ |= relative_error([value], [values[node.name]]) > TOLERANCE
+        if found:
             return value
         terms = graph.inference.terms.get(original)
         if isinstance(terms, list) and isinstance(values.get(node.name), Tensor):
@@ -131,6 +140,6 @@ def _first_difference(
     except Exception:
         calls = (n for n in graph.program.graph.nodes if n.op == "call_function")
         return found[0] if found else next((n for n in calls if n.name not in done), None)
-    if relative_error(actual, expected) <= TOLERANCE:
+    if relative_error(actual, expected) <= TOLERANCE and not differ:
         return None
     return found[0] if found else next(iter(reversed(list(graph.program.graph.nodes))))

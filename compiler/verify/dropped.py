@@ -11,8 +11,9 @@ from torch import Tensor, fx
 from ..inference.graph import Graph
 from ..ir.drop import Drop
 from ..ir.program import Program
-from .interpreter import ProgramInterpreter, TensorHook, relative_error
-from .oracles import Check, Inputs, judged
+from .check import Check
+from .interpreter import ProgramInterpreter, TensorHook
+from .judge import Inputs, Trial, judge, reversed_tensor
 
 
 class WithoutBranches(ProgramInterpreter):
@@ -59,10 +60,10 @@ class WithoutBranches(ProgramInterpreter):
 def dropped(graph: Graph, inputs: Inputs) -> Check:
     """The graph without its dropped branches against the original with their values replaced."""
 
-    def run(dtype: torch.dtype | None) -> float:
+    def trial(dtype: torch.dtype | None) -> Trial:
         reference = WithoutBranches(graph.whole.program, graph.drops, dtype)
         smaller = ProgramInterpreter(graph.program, dtype=dtype)
-        return max(relative_error(smaller(x), reference(x)) for x in inputs)
+        wrong = ProgramInterpreter(graph.program, dtype=dtype, tensor_hook=reversed_tensor)
+        return Trial(smaller, reference, wrong)
 
-    error, dtype = judged(run, graph.program)
-    return Check("dropped branches", error, dtype, len(inputs))
+    return judge("dropped branches", graph.program, inputs, trial)

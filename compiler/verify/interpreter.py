@@ -137,31 +137,3 @@ def _default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-def relative_error(found: Sequence[Any], expected: Sequence[Any]) -> float:
-    """max |found - expected| / max |expected| over the outputs, each by its own scale; inf when
-    shapes, non-finite places or integer values differ."""
-    worst = 0.0
-    for a, b in zip(found, expected, strict=True):
-        if not isinstance(b, Tensor):
-            continue
-        if not isinstance(a, Tensor) or a.shape != b.shape:
-            return float("inf")
-        if b.numel() == 0 or b.device.type == "meta":  # no values: shapes are all there is
-            continue
-        if not b.is_floating_point() and not b.is_complex():
-            if not torch.equal(a, b):
-                return float("inf")
-            continue
-        x, y = a.detach().to(torch.float64), b.detach().to(torch.float64)
-        if b.is_complex():
-            x, y = torch.view_as_real(a.detach()), torch.view_as_real(b.detach())
-        finite = torch.isfinite(y)
-        if not torch.equal(finite, torch.isfinite(x)):
-            return float("inf")
-        if not finite.any():
-            continue
-        scale = y[finite].abs().max().clamp_min(1e-30)
-        worst = max(worst, float((x[finite] - y[finite]).abs().max() / scale))
-    return worst

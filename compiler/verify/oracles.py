@@ -7,102 +7,90 @@ inference itself, and needs no plan.
 
 from __future__ import annotations
 
-import dataclasses
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from ..errors import VerificationError
 from ..inference.dimensions import Dimension
 from ..inference.graph import Graph
 from ..inference.rule import Gather
 from ..ir.program import Program
 from ..ir.terms import Var, variables
 from ..rewrite.slicing import Kept, cut_tensor, gather_index, term_indices, zero_tensor
-from .interpreter import ProgramInterpreter, relative_error
+from .check import Check
+from .interpreter import ProgramInterpreter, TensorHook
+from .judge import Inputs, Trial, ends, judge, working_dtype
 from .rescale import rescaler
 from .restricted import RestrictedInterpreter, supported
 
-TOLERANCE = 1e-4
-Inputs = Sequence[Sequence[Any]]
 
+def zero_mask(
+    graph: Graph,
+    dense: Program,
+    planned: Kept,
+    inputs: Inputs,
+    removed: Collection[Var] = (),
+    folded: Collection[str] = (),
+) -> Check:
+    """Dense program against the original with every slice of a planned entry set to zero.
 
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """One check's outcome: the worst relative error over the inputs, in which dtype it was judged.
-
-    `sensitivity` (permutation only): how far a deliberately wrong permutation moves the output;
-    near zero means the check cannot see. `skipped`: why it was not run (then there is no error).
+    `removed`: what the dense program lacks besides; `folded`: nodes whose constants it adds
+    elsewhere.
     """
-
-    name: str
-    error: float | None
-    dtype: str
-    inputs: int
-    limit: float = TOLERANCE
-    sensitivity: float | None = None
-    skipped: str = ""
-
-    @property
-    def passed(self) -> bool:
-        return bool(self.skipped) or (self.error is not None and self.error <= self.limit)
-
-    def to_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "passed": self.passed}
-
-
-def working_dtype(program: Program) -> torch.dtype | None:
-    """Half-precision models are judged in float32; others as they are."""
-    kinds = {t.dtype for t in program.tensors.values() if t.is_floating_point()}
-    return torch.float32 if kinds & {torch.float16, torch.bfloat16} else None
-
-
-def precision(program: Program, dtype: torch.dtype | None = None) -> str:
-    """The name of the dtype a program runs in."""
-    floats = (t.dtype for t in program.tensors.values() if t.is_floating_point())
-    return str(dtype or next(floats, torch.float32)).removeprefix("torch.")
-
-
-def judged(run: Callable[[torch.dtype | None], float], program: Program) -> tuple[float, str]:
-    """The error, in float32 (or the model's dtype); in float64 when that fails, since very deep
-    nets amplify rounding."""
-    dtype = working_dtype(program)
-    error = run(dtype)
-    if error <= TOLERANCE:
-        return error, precision(program, dtype)
-    return run(torch.float64), "float64"
-
-
-def zero_mask(graph: Graph, dense: Program, planned: Kept, inputs: Inputs) -> Check:
-    """Dense program against the original with every slice of a planned entry set to zero."""
     terms = graph.inference.tensors
 
-    def run(dtype: torch.dtype | None) -> float:
-        masked = ProgramInterpreter(
+    def masked(kept: Kept, dtype: torch.dtype | None) -> ProgramInterpreter:
+        return ProgramInterpreter(
             graph.program,
             dtype=dtype,
-            tensor_hook=lambda name, t: zero_tensor(t, terms[name], planned),
+            tensor_hook=lambda name, t: zero_tensor(t, terms[name], kept),
         )
-        small = ProgramInterpreter(dense, dtype=dtype)
-        return max(relative_error(small(x), masked(x)) for x in inputs)
 
-    error, dtype = judged(run, graph.program)
-    return Check("zero mask", error, dtype, len(inputs))
+    cut = {*planned, *removed}
+    wrong = {var: _other_half(var, planned) for var in cut}
+
+    def trial(dtype: torch.dtype | None) -> Trial:
+        dense_run = ProgramInterpreter(dense, dtype=dtype)
+        return Trial(dense_run, masked(planned, dtype), masked(wrong, dtype))
+
+    points = _shared(ends(graph, cut, folded), dense)
+    return judge("zero mask", graph.program, inputs, trial, points)
 
 
-def restricted_statistics(graph: Graph, dense: Program, planned: Kept, inputs: Inputs) -> Check:
-    """Dense program against the original graph with statistics over kept entries."""
+def restricted_statistics(
+    graph: Graph,
+    dense: Program,
+    planned: Kept,
+    inputs: Inputs,
+    removed: Collection[Var] = (),
+    folded: Collection[str] = (),
+) -> Check:
+    """Dense program against the original graph with statistics over kept entries; `removed` and
+    `folded` as for `zero_mask`."""
+    wrong = {var: _other_half(var, planned) for var in planned}
 
-    def run(dtype: torch.dtype | None) -> float:
-        reference = RestrictedInterpreter(graph, planned, dtype)
-        small = ProgramInterpreter(dense, dtype=dtype)
-        return max(relative_error(small(x), reference(x)) for x in inputs)
+    def trial(dtype: torch.dtype | None) -> Trial:
+        dense_run = ProgramInterpreter(dense, dtype=dtype)
+        references = (RestrictedInterpreter(graph, kept, dtype) for kept in (planned, wrong))
+        return Trial(dense_run, *references)
 
-    error, dtype = judged(run, graph.program)
-    return Check("restricted statistics", error, dtype, len(inputs))
+    points = _shared(ends(graph, {*planned, *removed}, folded), dense)
+    return judge("restricted statistics", graph.program, inputs, trial, points)
+
+
+def _other_half(var: Var, planned: Kept) -> Tensor:
+    """Every second entry, which is not what is planned: a mask that is wrong on purpose."""
+    half = torch.arange(0, var.size, 2)
+    kept = planned.get(var)
+    return half + 1 if kept is not None and var.size % 2 == 0 and torch.equal(half, kept) else half
+
+
+def _shared(points: Sequence[str], dense: Program) -> list[str]:
+    names = {n.name for n in dense.graph.nodes}
+    return [name for name in points if name in names]
 
 
 def unsupported_statistics(graph: Graph, planned: Kept) -> list[fx.Node]:
@@ -115,34 +103,42 @@ def unsupported_statistics(graph: Graph, planned: Kept) -> list[fx.Node]:
 
 
 def permutation(graph: Graph, inputs: Inputs, seed: int = 0) -> Check:
-    """A random permutation of every dimension, on rescaled weights, must change nothing."""
+    """A random permutation of every dimension, on rescaled weights, must change nothing.
+
+    On the weights as they are where the rescaled ones do not see a permutation that is wrong.
+    """
     dimensions = [d for d in graph.prunable.values() if d.var is not None]
     if not dimensions:
         return Check("permutation", None, "-", 0, skipped="no prunable dimension")
-    moved = 0.0
+    points = ends(graph, [d.var for d in dimensions if d.var is not None])
 
-    def run(dtype: torch.dtype | None) -> float:
-        nonlocal moved
-        hook = _usable_rescaler(graph, inputs, dtype)
-        plain = [
-            ProgramInterpreter(graph.program, dtype=dtype, tensor_hook=hook)(x) for x in inputs
-        ]
-        shuffled = permuted(graph, dimensions, seed, dtype, hook)
-        wrong = permuted(graph, dimensions, seed, dtype, hook, consistent=False)
-        errors = [relative_error(shuffled(x), y) for x, y in zip(inputs, plain, strict=True)]
-        moved = max(relative_error(wrong(x), y) for x, y in zip(inputs, plain, strict=True))
-        return max(errors)
+    def on(hook: TensorHook) -> Check:
+        def trial(dtype: torch.dtype | None) -> Trial:
+            plain = ProgramInterpreter(graph.program, dtype=dtype, tensor_hook=hook)
+            right, wrong = (
+                permuted(graph, dimensions, seed, dtype, hook, consistent=c) for c in (True, False)
+            )
+            return Trial(right, plain, wrong)
 
-    error, dtype = judged(run, graph.program)
-    return Check("permutation", error, dtype, len(inputs), sensitivity=moved)
+        return judge("permutation", graph.program, inputs, trial, points)
+
+    check = on(usable_rescaler(graph, inputs[0]))
+    return check if not check.unproven else on(lambda name, t: t)
 
 
-def _usable_rescaler(graph: Graph, inputs: Inputs, dtype: torch.dtype | None) -> Any:
-    """The rescaled stand-in, unless it drives this model to infinity."""
-    hook = rescaler(graph.program)
-    values = ProgramInterpreter(graph.program, dtype=dtype, tensor_hook=hook)(inputs[0])
-    floats = [v for v in values if isinstance(v, Tensor) and v.is_floating_point() and v.numel()]
-    return hook if all(bool(torch.isfinite(v).any()) for v in floats) else (lambda name, t: t)
+def usable_rescaler(graph: Graph, flat: Sequence[Any]) -> TensorHook:
+    """The rescaled stand-in, unless with it outputs are not finite that are so without."""
+    hook, dtype = rescaler(graph.program), working_dtype(graph.program)
+
+    def finite(hook: TensorHook | None) -> list[int]:
+        values = ProgramInterpreter(graph.program, dtype=dtype, tensor_hook=hook)(flat)
+        floats = (v for v in values if isinstance(v, Tensor) and v.is_floating_point())
+        return [int(torch.isfinite(v).sum()) - v.numel() for v in floats]
+
+    changed = finite(hook)
+    if not any(changed) or all(a >= b for a, b in zip(changed, finite(None), strict=True)):
+        return hook
+    return lambda name, t: t
 
 
 def random_orders(dimensions: Sequence[Dimension], seed: int, salt: str = "") -> dict[Var, Tensor]:
@@ -205,13 +201,3 @@ class _Reordered(ProgramInterpreter):
     def run_node(self, n: fx.Node) -> Any:
         self.node = n
         return super().run_node(n)
-
-
-def require(check: Check, blame: Callable[[], str]) -> Check:
-    """Raise VerificationError, naming the culprit, when a check failed."""
-    if not check.passed:
-        raise VerificationError(
-            f"the {check.name} check failed: relative error {check.error or 0:.2e} (limit "
-            f"{check.limit:.0e}, judged in {check.dtype}); {blame()}. Nothing was written."
-        )
-    return check

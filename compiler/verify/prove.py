@@ -17,16 +17,11 @@ from ..rewrite.rewrite import rewrite
 from ..rewrite.slicing import Kept
 from .backends import capture_error
 from .blame import blame_drop, blame_permutation, blame_plan
+from .check import Check, not_run, require
 from .dropped import dropped
-from .oracles import (
-    Check,
-    Inputs,
-    permutation,
-    require,
-    restricted_statistics,
-    unsupported_statistics,
-    zero_mask,
-)
+from .judge import Inputs
+from .oracles import permutation, restricted_statistics, unsupported_statistics, zero_mask
+from .sizes import other_size
 
 if TYPE_CHECKING:
     from ..compilation import Compilation
@@ -40,17 +35,25 @@ BRANCH = (
 
 
 def verification_inputs(state: Compilation, seed: int = 1) -> list[list[Any]]:
-    """Flat inputs the checks run on: fresh ones, at another batch size where there is a batch, and
-    calibration batches."""
+    """Flat inputs the checks run on: the user's own example, fresh ones, fresh ones of another size
+    where sizes may vary, and calibration batches."""
     program = state.graph.program
-    fresh = fresh_inputs(program.args, program.kwargs, seed=seed)
-    inputs = [program.flat_inputs(*fresh)]
-    if program.batched:
-        inputs.append(program.flat_inputs(*resize_batch(*fresh_inputs(*fresh, seed=seed + 1), 2)))
+    inputs = proof_inputs(program, seed)
     few = state.calibration[:CALIBRATION_CHECKED]
     if program.batched:  # rows enough to see a difference; the proof needs variety, not volume
         few = [list(resize_batch(tuple(flat), {}, ROWS_CHECKED)[0]) for flat in few]
     return inputs + few
+
+
+def proof_inputs(program: Program, seed: int) -> list[list[Any]]:
+    """What the checks run on without calibration data."""
+    example = program.args, program.kwargs
+    fresh = fresh_inputs(*example, seed=seed)
+    calls = [example, fresh]
+    other = other_size(program, *fresh_inputs(*fresh, seed=seed + 1))
+    if program.batched:
+        calls.append(other)
+    return [program.flat_inputs(*call) for call in calls]
 
 
 def prove(
@@ -63,7 +66,7 @@ def prove(
     meta device cannot be compared: one check says so. Raises VerificationError with the culprit.
     """
     if graph.program.is_meta:
-        return [Check("all", None, "-", 0, skipped="weights are on the meta device")]
+        return [not_run("all", "weights are on the meta device")]
     try:
         return _checks(graph, program, planned, dead, inputs)
     except VerificationError:
@@ -82,11 +85,12 @@ def _checks(
     if graph.drops:
         checks.append(require(dropped(graph, inputs), lambda: blame_drop(graph, inputs[0])))
     checks.append(
-        require(permutation(graph, inputs[:1]), lambda: blame_permutation(graph, inputs[0]))
+        require(permutation(graph, inputs[:2]), lambda: blame_permutation(graph, inputs[0]))
     )
     coupled = {d.var for d in graph.prunable.values() if d.var in planned and not d.exact}
     exact = {var: kept for var, kept in planned.items() if var not in coupled}
     removed = {v: _without(planned, v, gone) for v, gone in dead.removed.items()}
+    folded = [fold.node for fold in dead.folds]
     if exact or removed:
         part = (
             program
@@ -100,7 +104,7 @@ def _checks(
         )
         checks.append(
             require(
-                zero_mask(graph, part, exact, inputs),
+                zero_mask(graph, part, exact, inputs, removed, folded),
                 lambda: blame_plan(graph, exact, inputs[0], statistics=False),
             )
         )
@@ -108,11 +112,11 @@ def _checks(
         missing = unsupported_statistics(graph, planned)
         if missing:
             why = f"no reference for {missing[0].name} ({missing[0].target})"
-            checks.append(Check("restricted statistics", None, "-", 0, skipped=why))
+            checks.append(not_run("restricted statistics", why))
         else:
             checks.append(
                 require(
-                    restricted_statistics(graph, program, planned, inputs),
+                    restricted_statistics(graph, program, planned, inputs, removed, folded),
                     lambda: blame_plan(graph, planned, inputs[0], statistics=True),
                 )
             )

@@ -13,7 +13,8 @@ from ..inference.graph import Graph
 from ..ir.program import Program, output_values, shape_of, source_line
 from ..ir.terms import Var, variables
 from ..rewrite.slicing import Kept, kept_size
-from .interpreter import ProgramInterpreter, TensorHook, relative_error
+from .difference import difference
+from .interpreter import ProgramInterpreter, TensorHook
 
 SAME = 1e-6  # the same arithmetic: threads may sum in another order
 
@@ -51,7 +52,7 @@ def check_same(dense: Program, proven: Program, inputs: Sequence[Any]) -> None:
     if dense.is_meta:
         return
     found, expected = ProgramInterpreter(dense), ProgramInterpreter(proven)
-    error = relative_error(found(inputs), expected(inputs))
+    error = difference(found(inputs), expected(inputs)).whole
     if error > SAME:
         raise VerificationError(
             f"the dense graph differs from the proven one by {error:.2e}; nothing was written."
