@@ -41,16 +41,23 @@ def fresh_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], seed: int) -> tu
     Deterministic under `seed`."""
     generator = torch.Generator().manual_seed(seed)
     batch = batch_size(args, kwargs)
-    order = torch.randperm(batch or 0, generator=generator)
 
     def draw(x: Any) -> Any:
-        if not isinstance(x, Tensor):
-            return x
-        shared = x.dim() > 0 and x.shape[0] == batch and not x.is_meta
-        if shared:
-            x = x.index_select(0, order.to(x.device))
-        if shared and x.dim() == 1:  # a size, a time, a label: one of the example's own
-            return x
+        if not isinstance(x, Tensor) or (x.dim() == 1 and x.shape[0] == batch):
+            return x  # a size, a time, a label: one of the example's own
         return drawn(x, generator)
 
-    return pytree.tree_map(draw, (args, kwargs))
+    return pytree.tree_map(draw, reordered_inputs(args, kwargs, seed))
+
+
+def reordered_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], seed: int) -> tuple[Any, Any]:
+    """The example's samples in another order, the same one for every input."""
+    batch = batch_size(args, kwargs)
+    order = torch.randperm(batch or 0, generator=torch.Generator().manual_seed(seed))
+
+    def reorder(x: Any) -> Any:
+        if not isinstance(x, Tensor) or x.dim() == 0 or x.shape[0] != batch or x.is_meta:
+            return x
+        return x.index_select(0, order.to(x.device))
+
+    return pytree.tree_map(reorder, (args, kwargs))

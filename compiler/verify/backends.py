@@ -10,7 +10,6 @@ import torch
 import torch.utils._pytree as pytree
 from torch import nn
 
-from ..capture.examples import fresh_inputs
 from ..capture.train_mode import train_mode
 from ..cause import cause
 from ..errors import VerificationError
@@ -18,9 +17,10 @@ from ..inference.graph import Graph
 from ..ir.program import Program
 from .check import TOLERANCE, Check
 from .difference import Difference, difference
+from .fresh import fresh_call
 from .interpreter import ProgramInterpreter, full_precision
 from .judge import MOST, Inputs, blindness, precision, reversed_tensor, shift, working_dtype
-from .sizes import other_size
+from .sizes import other_batch
 
 if TYPE_CHECKING:
     from ..compilation import Compilation
@@ -151,7 +151,7 @@ def capture_error(graph: Graph, inputs: Inputs) -> Check:
     """
     program = graph.program
     if "draft" in program.how:  # a branch was fixed: try to leave it
-        draws = [fresh_inputs(program.args, program.kwargs, seed=50 + i) for i in range(8)]
+        draws = [fresh_call(program, seed=50 + i) for i in range(8)]
         inputs = [*inputs, *(program.flat_inputs(*draw) for draw in draws)]
     calls = [pytree.tree_unflatten(list(flat), program.in_spec) for flat in inputs]
     expected = reference_outputs(program, calls)
@@ -195,10 +195,10 @@ def back_end_tolerance(program: Program) -> float:
 
 
 def example_calls(graph: Graph) -> list[Call]:
-    """The example inputs, and fresh ones like them of another size where sizes may vary."""
+    """The example inputs, and fresh ones like them at another batch size where there is one."""
     program = graph.program
-    fresh = fresh_inputs(program.args, program.kwargs, seed=7)
-    return [(program.args, program.kwargs), other_size(program, *fresh)]
+    fresh = fresh_call(program, seed=7)
+    return [(program.args, program.kwargs), other_batch(program, *fresh)]
 
 
 def check_backends(state: Compilation) -> None:

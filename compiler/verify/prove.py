@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..capture.batch import resize_batch
-from ..capture.examples import fresh_inputs
 from ..cause import cause
 from ..errors import VerificationError
 from ..inference.graph import Graph
@@ -19,9 +17,10 @@ from .backends import capture_error
 from .blame import blame_drop, blame_permutation, blame_plan
 from .check import Check, not_run, require
 from .dropped import dropped
+from .fresh import fresh_call
 from .judge import Inputs
 from .oracles import permutation, restricted_statistics, unsupported_statistics, zero_mask
-from .sizes import other_size
+from .sizes import few_rows, other_batch, other_lengths
 
 if TYPE_CHECKING:
     from ..compilation import Compilation
@@ -39,20 +38,18 @@ def verification_inputs(state: Compilation, seed: int = 1) -> list[list[Any]]:
     where sizes may vary, and calibration batches."""
     program = state.graph.program
     inputs = proof_inputs(program, seed)
+    # rows enough to see a difference; the proof needs variety, not volume
     few = state.calibration[:CALIBRATION_CHECKED]
-    if program.batched:  # rows enough to see a difference; the proof needs variety, not volume
-        few = [list(resize_batch(tuple(flat), {}, ROWS_CHECKED)[0]) for flat in few]
-    return inputs + few
+    return [*inputs, *(few_rows(program, flat, ROWS_CHECKED) for flat in few)]
 
 
 def proof_inputs(program: Program, seed: int) -> list[list[Any]]:
     """What the checks run on without calibration data."""
     example = program.args, program.kwargs
-    fresh = fresh_inputs(*example, seed=seed)
-    calls = [example, fresh]
-    other = other_size(program, *fresh_inputs(*fresh, seed=seed + 1))
-    if program.batched:
-        calls.append(other)
+    calls = [example, fresh_call(program, seed)]
+    if program.batched or program.dynamic:
+        more = fresh_call(program, seed + 1)
+        calls.append(other_lengths(program, other_batch(program, *more)))
     return [program.flat_inputs(*call) for call in calls]
 
 
