@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..ir.program import Program, fake_value, shape_of, source_line
+from ..ir.program import Program, fake_value, output_values, shape_of, source_line
 from ..ir.terms import Fixed, Reason, block, fresh, variables
 from .constants import integer_constants
 from .numbers import fix, item, settle
+from .orders import fix_orders
 from .rule import (
     SELECTION,
     Inference,
@@ -94,13 +95,26 @@ def _walk(program: Program, inference: Inference, blocks: bool = True) -> None:
             item(node, inference)
             inference.origins[node] = _origin(node, inference)
         elif node.op == "output" and blocks:
+            _fix_sizes(node, inference)
             for x in node.all_input_nodes:
                 fix(inference, x, Reason("a model output numbers it", x.name, source_line(x)))
                 for axis, term in enumerate(_tensor_terms(inference, x)):
                     block(term, Reason(f"model output (axis {axis})", x.name, source_line(x)))
+    fix_orders(program.graph, inference)
     for table, reason in inference.tables.items():
         for term in _tensor_terms(inference, table):
             block(term, reason)
+
+
+def _fix_sizes(output: fx.Node, inference: Inference) -> None:
+    """Fix what may be the source of an int that the model returns: capture knows the number only,
+    and an axis of that size is where it may come from."""
+    numbers = {x for x in output_values(output.args[0]) if type(x) is int and x > 1}
+    for node in inference.activations if numbers else ():
+        for term in _flat(inference.terms.get(node)):
+            if term.size in numbers:
+                reason = Reason(f"the model returns {term.size}, which may be its size", node.name)
+                block(term, reason)
 
 
 def _origin(node: fx.Node, inference: Inference) -> frozenset[fx.Node]:

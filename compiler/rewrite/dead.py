@@ -161,6 +161,8 @@ def _all_true(graph: Graph, node: fx.Node, axis: int, var: Var, mask: Tensor) ->
 
 def _uniform(known: Known, axis: int) -> Tensor:
     """Known, and the same number at every position of the other axes."""
+    if not known.value.numel():
+        return known.where()
     first = known.value.movedim(axis, 0).reshape(known.value.shape[axis], -1)[:, 0]
     shape = [1] * known.value.dim()
     shape[axis] = -1
@@ -242,6 +244,8 @@ def _contribution(
     elif name == "aten::addmm":
         result = torch.matmul(args[1], args[2]) * kwargs.get("alpha", 1)
     else:
+        return None
+    if not result.numel():  # a layer without outputs
         return None
     out = result.dim() - 1
     if name in ("aten::matmul", "aten::mm") and sink.node.args[0] is sink.weight:
