@@ -195,7 +195,7 @@ def test_a_break_behind_a_vanishing_scale_is_seen_through_rescaled_weights(
     graph = capture(net().eval(), (TOKENS,))
     inputs = verification_inputs(Compilation(graph))
     kept = exact_part(graph, half(graph))
-    # the outputs alone tell nothing on these weights: no proof, whatever lies before them shows
+    # the outputs tell nothing on these weights: no proof, unless what lies before them shows
     assert zero_mask(graph, rewrite(graph, kept), kept, inputs).state != "proven"
     outcome = permutation(graph, inputs[:1])
     assert not outcome.passed

@@ -107,7 +107,7 @@ def _first_difference(
     reference.node_hook = keep
     expected = reference(inputs)
     found: list[fx.Node] = []
-    fixed = set(ends(graph, kept))  # what the checks compare where outputs do not tell
+    fixed = set(ends(graph, kept))  # what the checks compare too
     differ = False
     done: set[str] = set()
     nodes = {n.name: n for n in graph.program.graph.nodes}
