@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import plan_data as read
 from .capture.capture import capture
 from .emit.leaf_modules import emit_graph_module, leaf_specs
 from .emit.replay import replay
@@ -186,14 +187,14 @@ class Plan:
                 "backend": self.backend,
                 "outputs": self.outputs,
                 "untie_tables": self.untie_tables,
-                "dropped": [_drop_json(drop) for drop in self.dropped],
+                "dropped": [read.drop_data(drop) for drop in self.dropped],
                 "members": self.members,
                 "stubs": self.stubs,
                 "kept": self.kept,
                 "dead": self.dead,
                 "attributes": self.attributes,
-                "constants": {n: _tensor_json(t) for n, t in self.constants.items()},
-                "scales": {n: _tensor_json(t) for n, t in self.scales.items()},
+                "constants": {n: read.tensor_data(t) for n, t in self.constants.items()},
+                "scales": {n: read.tensor_data(t) for n, t in self.scales.items()},
                 "slices": {
                     name: {str(axis): kept.tolist() for axis, kept in axes.items()}
                     for name, axes in self.slices().items()
@@ -207,34 +208,37 @@ class Plan:
     def from_json(cls, text: str) -> Plan:
         """Read `to_json`'s text. Raises PlanError when it is no plan, or of another version."""
         try:
-            data = json.loads(text)
+            data = read.read_json(text)
             version = data["version"]
         except (ValueError, TypeError, KeyError) as error:
             raise PlanError(f"this is not a plan: {error!r}.") from error
-        if version not in _READS:
-            raise PlanError(f"the plan has version {version}; this prunec reads version {VERSION}.")
-        try:
-            return cls(
-                model=data["model"],
-                kept=data["kept"],
-                dead=data["dead"],
-                attributes=data["attributes"],
-                constants={n: _tensor_from(t) for n, t in data["constants"].items()},
-                scales={n: _tensor_from(t) for n, t in data.get("scales", {}).items()},
-                backend=data["backend"],
-                dropped=[_drop_from(drop) for drop in data.get("dropped", [])],
-                members={p: list(m) for p, m in data.get("members", {}).items()},
-                stubs=dict(data.get("stubs", {})),
-                outputs=data["outputs"],
-                untie_tables=data.get("untie_tables", False),
-                _slices={
-                    name: {int(axis): kept for axis, kept in axes.items()}
-                    for name, axes in data["slices"].items()
-                },
-                _shapes=data["shapes"],
+        if type(version) is not int or version not in _READS:
+            raise PlanError(
+                f"the plan has version {str(version)[:20]}; this prunec reads version {VERSION}."
             )
-        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-            raise PlanError(f"the plan is damaged: {error!r}.") from error
+        try:
+            shapes = read.table(data["shapes"], read.shape, "shapes")
+            backend = read.text(data["backend"])
+            if backend not in ("", "module", "graph"):
+                raise read.damaged("a back end")
+            return cls(
+                model=read.text(data["model"]),
+                kept=read.table(data["kept"], read.entries, "dimensions"),
+                dead=read.table(data["dead"], read.entries, "dimensions"),
+                attributes=read.table(data["attributes"], read.changes, "attributes"),
+                constants=read.table(data["constants"], read.tensor, "constants"),
+                scales=read.table(data.get("scales", {}), read.tensor, "scales"),
+                backend=backend,
+                dropped=read.drops(data.get("dropped", [])),
+                members=read.table(data.get("members", {}), read.indices, "members"),
+                stubs=read.table(data.get("stubs", {}), read.stub, "stubs"),
+                outputs=read.outputs(data["outputs"]),
+                untie_tables=read.flag(data.get("untie_tables", False)),
+                _slices=read.slices(data["slices"], shapes),
+                _shapes=shapes,
+            )
+        except KeyError as error:
+            raise PlanError(f"the plan is damaged: it has no {error}.") from error
 
 
 def tensor_slices(graph: Graph, kept: Kept) -> dict[str, dict[int, Tensor]]:
@@ -274,26 +278,3 @@ def check_fits(plan: Plan, model: nn.Module) -> None:
                 f"the plan expects '{name}' of shape {shape}, the model has "
                 f"{list(own[name].shape)}; apply it to a model of the original shapes."
             )
-
-
-def _drop_json(drop: Drop) -> dict[str, Any]:
-    constant = None if drop.constant is None else _tensor_json(drop.constant)
-    return {**vars(drop), "constant": constant, "tensors": list(drop.tensors)}
-
-
-def _drop_from(data: dict[str, Any]) -> Drop:
-    constant = None if data["constant"] is None else _tensor_from(data["constant"])
-    return Drop(**{**data, "constant": constant, "tensors": tuple(data["tensors"])})
-
-
-def _tensor_json(tensor: Tensor) -> dict[str, Any]:
-    return {
-        "dtype": str(tensor.dtype).removeprefix("torch."),
-        "shape": list(tensor.shape),
-        "values": tensor.detach().double().reshape(-1).tolist(),
-    }
-
-
-def _tensor_from(data: dict[str, Any]) -> Tensor:
-    dtype = getattr(torch, data["dtype"])
-    return torch.tensor(data["values"], dtype=torch.float64).reshape(data["shape"]).to(dtype)

@@ -13,7 +13,7 @@ from torch import nn
 
 from prunec import compiler
 from prunec.compiler import Result, Target
-from prunec.compiler.artifact.save import checksum
+from prunec.compiler.artifact.files import checksum
 
 ROWS = torch.randn(4, 8, generator=torch.Generator().manual_seed(3))
 
@@ -37,8 +37,9 @@ def edit_manifest(place: pathlib.Path, **changes: Any) -> None:
 
 
 def fix_checksum(place: pathlib.Path, name: str) -> None:
-    sums = json.loads((place / "prunec.json").read_text())["checksums"]
-    edit_manifest(place, checksums=sums | {name: checksum(place / name)})
+    manifest = json.loads((place / "prunec.json").read_text())
+    table = "beside" if ".onnx" in name else "checksums"
+    edit_manifest(place, **{table: manifest[table] | {name: checksum(place / name)}})
 
 
 def change_weights(place: pathlib.Path, name: str) -> None:

@@ -182,9 +182,8 @@ def test_tokenizer_is_saved_along(tmp_path: pathlib.Path) -> None:
 
     place = compress(small_cnn(), IMAGES).save(tmp_path / "a", tokenizer=Tokenizer(), image=None)
     assert (place / "tokenizer.json").read_text() == "{}"
-    (place / "tokenizer.json").write_text("{ }")
-    with pytest.raises(ArtifactError, match=r"tokenizer\.json was altered"):
-        compiler.load(place)
+    (place / "tokenizer.json").write_text("{ }")  # of other tools: `load` does not read it
+    compiler.load(place)
 
 
 # ONNX.

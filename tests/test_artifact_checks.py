@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 import torch
-from saved import ROWS, Saved, change_weights, compress, edit_manifest
+from saved import ROWS, Saved, change_weights, compress, edit_manifest, fix_checksum
 from tiny_models import (
     IDS,
     IMAGES,
@@ -41,9 +41,11 @@ def test_missing_file_is_named(own_copy: pathlib.Path) -> None:
 
 
 def test_other_format_version_is_refused(own_copy: pathlib.Path) -> None:
-    edit_manifest(own_copy, format=2)
-    with pytest.raises(ArtifactError, match="format 2; this prunec reads 1"):
-        compiler.load(own_copy)
+    for version in (1, 3):
+        edit_manifest(own_copy, format=version)
+        said = f"format {version}; this prunec reads 2: compile the model again"
+        with pytest.raises(ArtifactError, match=said):
+            compiler.load(own_copy)
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "3", "{", '{"format": 1}'])
@@ -61,8 +63,12 @@ def test_directory_that_is_no_artifact_is_refused(tmp_path: pathlib.Path) -> Non
 
 def test_class_outside_transformers_is_never_imported(own_copy: pathlib.Path) -> None:
     (own_copy / "config.json").write_text("{}")
+    fix_checksum(own_copy, "config.json")
     edit_manifest(own_copy, **{"class": "antigravity.Net"})
     assert torch.is_tensor(compiler.load(own_copy)(IMAGES))
+    edit_manifest(own_copy, builds=True)
+    with pytest.raises(ArtifactError, match="has no model class"):
+        compiler.load(own_copy)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +83,8 @@ def test_class_that_transformers_does_not_have_is_refused(
     own_copy: pathlib.Path, name: str
 ) -> None:
     (own_copy / "config.json").write_text("{}")
-    edit_manifest(own_copy, **{"class": name})
+    fix_checksum(own_copy, "config.json")
+    edit_manifest(own_copy, builds=True, **{"class": name})
     with pytest.raises(ArtifactError, match="install the version"):
         compiler.load(own_copy)
 

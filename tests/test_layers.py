@@ -28,7 +28,7 @@ LAYERS = (
     ("onnx_files",),
     ("measure",),
     ("cost_model",),
-    ("plan",),
+    ("plan_data", "plan"),
     ("artifact",),
     (
         "target",

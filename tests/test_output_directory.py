@@ -275,10 +275,10 @@ def test_an_artifact_that_finds_no_room_is_kept_elsewhere(
 
     real = save._write
 
-    def write(state: Any, place: pathlib.Path) -> None:
+    def write(state: Any, report: Any, place: pathlib.Path, try_load: bool) -> Any:
         if scratch not in place.parents:
             failing()
-        real(state, place)
+        return real(state, report, place, try_load)
 
     monkeypatch.setattr(save, "_write", write)
     with pytest.raises(ArtifactError, match="No space left on device") as caught:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 import pathlib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..capture.program import identity, program_of
-from ..emit.leaf_modules import LeafSpec, emit_graph_module
+from ..capture.program import identity
 from ..emit.replay import replay, tensors_by_name
 from ..errors import ArtifactError
 from ..plan import Plan
-from .graph_store import CONSTANTS, WEIGHTS, load_program
+from .files import CONFIG, CONSTANTS, GENERATION, PLAN, REST, WEIGHTS, Files
+from .graph_store import load_graph_module
+from .manifest import files_of, read_manifest
+from .model_class import build_model
 from .place import settled
-from .save import read_manifest
-from .tensor_store import load_tensors
+from .tensor_store import load_tensors, tensor_shapes
+
+GROWTH = 4096  # elements of the original's tensors for each one that is stored
+FLOOR = 2**28
 
 
 def load(
@@ -27,63 +29,73 @@ def load(
     *,
     device: str | torch.device | None = "cpu",
     graph: bool = False,
+    namespaces: tuple[str, ...] = (),
 ) -> nn.Module:
     """The compressed model of an artifact, in eval mode.
 
     A transformers class is made from the stored configuration; any other class is handed in as
     `model`, fresh and of the original shapes (it is not changed). Otherwise, where the module back
-    end did not hold, or with `graph=True`, the graph is loaded. Nothing is unpickled and no class
-    outside transformers' own namespace is imported. Raises ArtifactError or PlanError.
+    end did not hold, or with `graph=True`, the graph is loaded. `namespaces`: operator libraries
+    beyond torch's own that the graph may call, whose extension is imported.
+
+    An artifact is data: nothing of it is executed or imported, nothing outside its directory is
+    opened. Raises ArtifactError or PlanError.
     """
     place = settled(directory)
     manifest = read_manifest(place)
-    if graph or manifest["backend"] != "module":
-        return load_graph(place, manifest, device)
-    fresh = model if model is not None else _transformers_model(manifest["class"], place)
-    if fresh is None:
-        return load_graph(place, manifest, device)
-    return _load_module(place, fresh, device)
+    files = files_of(place, manifest)
+    if not graph and manifest["backend"] == "module" and (model is not None or manifest["builds"]):
+        return _load_module(files, manifest, model, device)
+    return load_graph(files, manifest, device, namespaces)
 
 
 def load_graph(
-    place: pathlib.Path, manifest: dict[str, Any], device: str | torch.device | None
+    files: Files,
+    manifest: dict[str, Any],
+    device: str | torch.device | None,
+    namespaces: tuple[str, ...] = (),
 ) -> nn.Module:
     """The graph back end's model, with its leaf modules."""
-    exported = load_program(place, device)
-    args, kwargs = exported.example_inputs or ((), {})
-    program = program_of(exported.module(), exported, args, kwargs, "artifact")
-    leaves = {path: LeafSpec.from_json(data) for path, data in manifest["leaves"].items()}
-    return emit_graph_module(program, leaves).eval()
-
-
-def _transformers_model(name: str, place: pathlib.Path) -> nn.Module | None:
-    module, _, attribute = name.rpartition(".")
-    if not module.startswith("transformers.") or not (place / "config.json").exists():
-        return None
-    try:
-        cls = getattr(importlib.import_module(module), attribute, None)
-    except ImportError as error:
-        raise ArtifactError(
-            f"transformers cannot import {module} ({error}); install the version the model needs."
-        ) from error
-    config_class = getattr(cls, "config_class", None)
-    if not isinstance(cls, type) or not issubclass(cls, nn.Module) or config_class is None:
-        raise ArtifactError(
-            f"transformers has no model class {name}; install the version it needs."
-        )
-    config = config_class.from_dict(json.loads((place / "config.json").read_text()))
-    model = cls(config)
-    if (place / "generation_config.json").exists() and hasattr(model, "generation_config"):
-        generation: Any = type(model.generation_config)
-        model.generation_config = generation.from_pretrained(place)
-    return model
+    module = load_graph_module(files, manifest["example"], device, namespaces=namespaces)
+    return module.eval()
 
 
 def _load_module(
-    place: pathlib.Path, fresh: nn.Module, device: str | torch.device | None
+    files: Files,
+    manifest: dict[str, Any],
+    model: nn.Module | None,
+    device: str | torch.device | None,
 ) -> nn.Module:
-    plan = Plan.from_json((place / "plan.json").read_text())
-    small = replay(
+    plan = Plan.from_json(files.text(PLAN))
+    shapes: dict[str, Tensor] = {}
+    for name in (WEIGHTS, CONSTANTS, REST):
+        shapes.update(tensor_shapes(files.path(name)))
+    fresh = model if model is not None else _built(files, manifest["class"], plan, shapes, "meta")
+    small = _replayed(fresh, plan)
+    own = _stored_names(small, plan)
+    _check_shapes(small, own, shapes)
+    if model is None and any(_plain_meta(part) for part in small.modules()):
+        # it keeps tensors that are neither parameters nor buffers, made where it was made
+        _check_size(fresh, shapes)
+        small = _replayed(_built(files, manifest["class"], plan, shapes, "cpu"), plan)
+        own = _stored_names(small, plan)
+    stored: dict[str, Tensor] = {}
+    for name in (WEIGHTS, CONSTANTS, REST):
+        stored.update(load_tensors(files.path(name), device))
+    _fill(small, own, stored)
+    return small.to(device).eval() if device is not None else small.eval()
+
+
+def _built(
+    files: Files, name: str, plan: Plan, stored: dict[str, Tensor], device: str
+) -> nn.Module:
+    generation = files.json(GENERATION) if GENERATION in files else None
+    count = len(stored) + len(plan.shapes()) + sum(len(d.tensors) for d in plan.dropped)
+    return build_model(name, files.json(CONFIG), generation, count, device)
+
+
+def _replayed(fresh: nn.Module, plan: Plan) -> nn.Module:
+    return replay(
         fresh,
         plan.slices(),
         plan.attributes,
@@ -91,10 +103,14 @@ def _load_module(
         plan.shapes(),
         thinning=plan.thinning,
     )
-    stored: dict[str, Tensor] = {}
-    for name in (WEIGHTS, CONSTANTS, "rest.safetensors"):
-        stored.update(load_tensors(place / name, device))
-    own = {plan.thinning.original(name): t for name, t in tensors_by_name(small).items()}
+
+
+def _stored_names(small: nn.Module, plan: Plan) -> dict[str, Tensor]:
+    return {plan.thinning.original(name): t for name, t in tensors_by_name(small).items()}
+
+
+def _check_shapes(small: nn.Module, own: dict[str, Tensor], stored: dict[str, Tensor]) -> None:
+    """Raise ArtifactError unless each tensor of the model is stored, in its shape."""
     filled = {identity(tensor) for name, tensor in own.items() if name in stored}
     for name, tensor in own.items():
         value = stored.get(name)
@@ -104,14 +120,51 @@ def _load_module(
                     f"the artifact has no tensor '{name}', which {type(small).__name__} needs; "
                     "hand in a fresh model of the original class."
                 )
-            continue
-        if list(value.shape) != list(tensor.shape):
+        elif list(value.shape) != list(tensor.shape):
             raise ArtifactError(
                 f"tensor '{name}' has shape {list(value.shape)} in the artifact and "
                 f"{list(tensor.shape)} in the model; hand in a fresh model of the original shapes."
             )
-        with torch.no_grad():
+
+
+def _check_size(fresh: nn.Module, stored: dict[str, Tensor]) -> None:
+    """Raise ArtifactError for a model too large to be the one that was cut to these tensors."""
+    size = sum(t.numel() for t in tensors_by_name(fresh).values())
+    least = sum(t.numel() for t in stored.values())
+    if size > FLOOR + GROWTH * least:
+        raise ArtifactError(
+            f"config.json describes a model of {size:,} elements, of which {least:,} are stored: "
+            "the artifact is damaged or forged."
+        )
+
+
+def _fill(small: nn.Module, own: dict[str, Tensor], stored: dict[str, Tensor]) -> None:
+    """Give the model's tensors the stored values; ties stay."""
+    made: dict[int, Tensor] = {}
+    for name, tensor in own.items():
+        value = stored.get(name)
+        if value is None or id(tensor) in made:
+            continue
+        if tensor.is_meta:
+            made[id(tensor)] = _like(tensor, value.detach().clone(), value.requires_grad)
+            continue
+        with torch.no_grad():  # the same object: others may hold it
             tensor.data = value.detach().clone()
         if isinstance(tensor, nn.Parameter) and isinstance(value, nn.Parameter):
             tensor.requires_grad_(value.requires_grad)
-    return small.to(device).eval() if device is not None else small.eval()
+    for part in small.modules():
+        for table in (part._parameters, part._buffers):
+            for name, tensor in table.items():
+                if tensor is not None and id(tensor) in made:
+                    table[name] = made[id(tensor)]
+
+
+def _like(old: Tensor, data: Tensor, requires_grad: bool) -> Tensor:
+    if not isinstance(old, nn.Parameter):
+        return data
+    return nn.Parameter(data, requires_grad=requires_grad)
+
+
+def _plain_meta(part: nn.Module) -> bool:
+    held = (value for value in vars(part).values() if isinstance(value, Tensor))
+    return any(value.device.type == "meta" for value in held)

@@ -12,18 +12,20 @@ from .batch import free_batch
 from .call_spec import call_spec_of, input_names
 from .constant_index import slice_literal_lists
 from .inline import drop_unused, inline_regions, strip_asserts
+from .plain_names import name_plainly
 
 
 def program_of(
     model: nn.Module, exported: Any, args: tuple[Any, ...], kwargs: dict[str, Any], how: str
 ) -> Program:
     """The Program of an ExportedProgram; `model` is where tied names are looked up."""
+    stand_ins = name_plainly(exported)
     module = _unlifted(exported)
     inline_regions(module)
     graph = module.graph
     strip_asserts(graph)
     drop_unused(graph)
-    tensors, aliases = _tensors(model, module, graph)
+    tensors, aliases = _tensors(model, module, graph, stand_ins)
     slice_literal_lists(graph, tensors)
     drop_unused(graph)
     info = graph._codegen.pytree_info  # type: ignore[attr-defined]
@@ -51,6 +53,7 @@ def program_of(
             str(n.target): body
             for n in bare.nodes
             if n.op == "get_attr"
+            and str(n.target) not in tensors
             and isinstance(body := _attribute(module, str(n.target)), nn.Module)
         },
         dynamic=dynamic,
@@ -73,7 +76,7 @@ def _unlifted(exported: Any) -> fx.GraphModule:
 
 
 def _tensors(
-    model: nn.Module, module: fx.GraphModule, graph: fx.Graph
+    model: nn.Module, module: fx.GraphModule, graph: fx.Graph, stand_ins: dict[str, str]
 ) -> tuple[dict[str, Tensor], dict[str, tuple[str, ...]]]:
     """Tensors by name, each once; get_attr nodes are redirected to that name."""
     names: dict[tuple[Any, ...], str] = {}
@@ -85,7 +88,8 @@ def _tensors(
         if not isinstance(value, Tensor):
             continue
         key = identity(value)
-        name = names.setdefault(key, str(node.target))
+        target = str(node.target)
+        name = names.setdefault(key, stand_ins.get(target, target))
         tensors.setdefault(name, value)
         node.target = name
     known = {

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..artifact.check import example_call
 from ..artifact.load import load
-from ..artifact.save import read_manifest
+from ..artifact.manifest import read_manifest
 from ..errors import ArtifactError, PlanError
 from ..sources.model import Source, resolve_model
 
@@ -38,7 +38,7 @@ def as_graph(source: Source) -> bool:
     """Whether it is an artifact that came as the graph and not as the class it was made from."""
     if source.kind != "artifact":
         return False
-    return class_of(source.model) != read_manifest(source.name, check=False)["class"]
+    return class_of(source.model) != read_manifest(source.name)["class"]
 
 
 def class_of(model: nn.Module) -> str:

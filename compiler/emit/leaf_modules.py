@@ -17,7 +17,8 @@ from torch.fx.node import map_arg
 
 from ..inference.rule import bound_arguments, op_name
 from ..ir.program import Program
-from .graph_module import EmittedGraph, call_codegen, plain_meta
+from .call_code import CallCodeGen, call_codegen
+from .graph_module import EmittedGraph, plain_meta
 from .leaf_table import LeafSpec, describe
 
 ModuleCall = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
@@ -67,18 +68,21 @@ def emit_graph_module(
         persistent = persistent_names(program.source)
     root = nn.Module()
     root.training = program.source.training
-    graph = _folded(program, _Leaves(program, root, leaves), modules or {})
+    codegen = call_codegen(program)
+    graph = _folded(program, _Leaves(program, root, leaves), modules or {}, codegen)
     for name, tensor in program.tensors.items():
         for known in (name, *program.aliases.get(name, ())):
             _register(root, known, tensor, known in persistent)
     for name, body in program.bodies.items():
         _parent(root, name).add_module(name.rpartition(".")[2], body)
-    graph.set_codegen(call_codegen(program))
+    graph.set_codegen(codegen)
     graph.lint()
     return EmittedGraph(root, graph)
 
 
-def _folded(program: Program, leaves: _Leaves, modules: Mapping[str, ModuleCall]) -> fx.Graph:
+def _folded(
+    program: Program, leaves: _Leaves, modules: Mapping[str, ModuleCall], codegen: CallCodeGen
+) -> fx.Graph:
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in program.graph.nodes:
@@ -97,9 +101,12 @@ def _folded(program: Program, leaves: _Leaves, modules: Mapping[str, ModuleCall]
             copies[node].meta = {**node.meta, "nn_module_stack": stack}
         elif call is None:
             copies[node] = graph.node_copy(node, copies.__getitem__)
+            if node.op == "get_attr":
+                copies[node].target = codegen.target_of(str(node.target))
         else:
             path, x = call
-            copies[node] = graph.create_node("call_module", path, (copies[x],), name=node.name)
+            target = codegen.target_of(path)
+            copies[node] = graph.create_node("call_module", target, (copies[x],), name=node.name)
             copies[node].meta = node.meta
         copies[node].meta = plain_meta(copies[node])
     for node in reversed(list(graph.nodes)):

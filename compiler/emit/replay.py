@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -119,21 +120,68 @@ def add_tensor(model: nn.Module, name: str, tensor: Tensor) -> bool:
 
 def apply_attributes(model: nn.Module, attributes: Changes) -> None:
     """Set recorded attributes: {module path: {attribute: [old, new]}}; a dotted attribute is one of
-    an object the module holds ("config.hidden_size"). Raises PlanError, before anything is set,
-    when the model has no such attribute or another value than the old one."""
+    an object the module holds ("config.hidden_size").
+
+    Only whole numbers and lists of them are set, where an instance has such a value, or, in a
+    configuration, none. Raises PlanError, before anything is set, when the model has no such
+    attribute or another value than the old one.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
     found: list[tuple[Any, str, Any]] = []
     for path, changes in attributes.items():
         for name, (old, new) in changes.items():
-            owner, leaf = holder(model, path, name)
-            value = getattr(owner, leaf, None)
-            if owner is None or plain(value) not in (old, new):
+            owner, leaf = _instance(modules.get(path), name)
+            value = getattr(owner, leaf, None) if owner is not None else None
+            if owner is None or plain(value) not in (old, new) or not _may_be(value, new):
                 raise PlanError(
                     f"the plan changes {path or type(model).__name__}.{name} from {old} to {new}, "
-                    f"but the model has {value}; apply it to a model of the original shapes."
+                    f"but the model has {_said(value)}; apply it to a model of the original shapes."
                 )
             found.append((owner, leaf, as_type_of(value, new)))
     for owner, leaf, new in found:
         setattr(owner, leaf, new)
+
+
+def _instance(module: nn.Module | None, name: str) -> tuple[Any, str]:
+    """The object that has the attribute as its own, and the attribute's last name; (None, "") where
+    there is none: no attribute of a class, no private name of Python, no method."""
+    *outer, leaf = name.split(".")
+    owner: Any = module
+    for part in outer:
+        owner = vars(owner).get(part) if _is_name(part) and hasattr(owner, "__dict__") else None
+        if isinstance(owner, (type, ModuleType)) or callable(owner):
+            return None, ""
+    if owner is None or not _is_name(leaf) or not hasattr(owner, "__dict__"):
+        return None, ""
+    configures = hasattr(owner, "to_dict") and not hasattr(type(owner), leaf)
+    known = leaf in vars(owner) or configures or _is_alias(owner, leaf)
+    return (owner, leaf) if known else (None, "")
+
+
+def _is_name(part: str) -> bool:
+    return part.isidentifier() and not part.startswith("__")
+
+
+def _is_alias(owner: Any, leaf: str) -> bool:
+    """Whether a configuration has the attribute under another name."""
+    aliases = getattr(type(owner), "attribute_map", None)
+    return isinstance(aliases, dict) and aliases.get(leaf) in vars(owner)
+
+
+def _may_be(value: Any, new: Any) -> bool:
+    if is_whole(value) or value is None:
+        return is_whole(new)
+    members = isinstance(value, (list, tuple)) and isinstance(new, list)
+    return members and all(map(is_whole, value)) and all(map(is_whole, new))
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is an integer, and no flag."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _said(value: Any) -> str:
+    return str(value)[:80] if value is None or isinstance(value, (int, list, tuple)) else "another"
 
 
 def holder(model: nn.Module, path: str, name: str) -> tuple[Any, str]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...compiler.emit.build import Dense
+from ...compiler.emit.graph_module import EmittedGraph
 from ...compiler.inference.rule import bound_arguments, op_name
 from ...compiler.ir.drop import CONSTANT
 from ...compiler.rewrite.slicing import cut_tensor, spread_tensor
@@ -186,12 +187,13 @@ def carry_biases(state: Compilation) -> None:
 def _add_to_graph_module(dense: Dense, consumer: Consumer, name: str, bias: Tensor) -> None:
     module = dense.graph_module
     assert isinstance(bias, nn.Parameter)
+    assert isinstance(module, EmittedGraph)
     module.get_submodule(name.rpartition(".")[0]).register_parameter("bias", bias)
     names = {node.name for node in consumer.nodes}
     for node in list(module.graph.nodes):
         if node.name in names and node.op == "call_function":
             with module.graph.inserting_before(node):
-                _set_bias(node, module.graph.get_attr(name))
+                _set_bias(node, module.graph.get_attr(module.target_of(name)))
     module.recompile()
 
 
