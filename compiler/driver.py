@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import pathlib
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from .capture.batches import to_device, unlabelled
 from .capture.capture import capture
+from .capture.untouched import untouched
 from .cause import cause
 from .digest import content_digest
 from .emit.class_needs import check_mode
@@ -99,6 +101,8 @@ def compile(
         calibration = unlabelled(train, model, kwargs)
     held = [to_device(b, device) for b in calibration or ()] or None
     training = {m: m.training for m in subject.modules()}
+    kept = contextlib.ExitStack()
+    kept.enter_context(untouched(model, shared=False))
     subject.eval()
     try:
         before = score(evaluate, subject, original=True) if evaluate is not None else None
@@ -152,6 +156,7 @@ def compile(
         subject.train(training[subject])
         for m, was_training in training.items():
             m.training = was_training
+        kept.close()
 
 
 def _targets(target: Target, rounds: int, graph: Graph) -> list[Target]:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from .capture.eval_mode import eval_mode
+from .capture.examples import copied_call
+from .capture.untouched import untouched
 from .errors import QualityError
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -39,10 +41,11 @@ def output_error(original: nn.Module, smaller: nn.Module, calls: Sequence[Call])
     """|smaller - original|^2 / |original|^2 over the floating outputs of all calls, each output by
     its own scale, averaged; outputs of another shape are left out. nan when none remains."""
     sums: dict[int, tuple[float, float]] = {}
-    with eval_mode(original, smaller):
-        for args, kwargs in calls:
+    with untouched(original, smaller), eval_mode(original, smaller):
+        for call in calls:
+            (args, kwargs), (own, named) = copied_call(*call), copied_call(*call)
             pairs = zip(
-                _floats(original(*args, **kwargs)), _floats(smaller(*args, **kwargs)), strict=False
+                _floats(original(*args, **kwargs)), _floats(smaller(*own, **named)), strict=False
             )
             for i, (expected, found) in enumerate(pairs):
                 if expected.shape != found.shape:

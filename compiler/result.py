@@ -86,6 +86,10 @@ class Result:
 
     def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The example call the model was captured with: args and kwargs."""
+        return self._state.graph.program.example
+
+    def _rows(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The example with the rows it was captured with: an export of one row would fix that."""
         program = self._state.graph.program
         return program.args, program.kwargs
 
@@ -137,14 +141,13 @@ class Result:
         """Batch 1 and a throughput batch, in each runtime; only the example's own batch where the
         model fixed it. `onnx`: the result's exported file; the original is exported beside it for
         the time of the measurement."""
-        args, kwargs = self.example()
         for runtime in runtimes:
             files: dict[str, Any] = {}
             fixed = False
             with tempfile.TemporaryDirectory(prefix="prunec-") as scratch:
                 if runtime == "onnxruntime":
                     pair = [pathlib.Path(scratch) / "original.onnx", onnx]
-                    found = [export_onnx(self.source, args, kwargs, pair[0]), self.report.onnx]
+                    found = [export_onnx(self.source, *self._rows(), pair[0]), self.report.onnx]
                     if pair[1] is None:
                         pair[1] = pathlib.Path(scratch) / "result.onnx"
                         found[1] = self._export(pair[1])
@@ -166,7 +169,7 @@ class Result:
         return self.report.onnx
 
     def _export(self, path: str | pathlib.Path, **options: Any) -> OnnxReport:
-        args, kwargs = self.example()
+        args, kwargs = self._rows()
         try:
             return export_onnx(self.model, args, kwargs, path, **options)
         except ExportError:
@@ -205,7 +208,7 @@ class Result:
             report = quantize_onnx(self.model, exported, path, calls, mode=mode)
             if measure:
                 before = pathlib.Path(scratch) / "original.onnx"
-                fixed |= not export_onnx(self.source, *self.example(), before).dynamic_batch
+                fixed |= not export_onnx(self.source, *self._rows(), before).dynamic_batch
                 for batch in (None,) if fixed else measure:
                     files: dict[str, Any] = {
                         "onnx_before": before,

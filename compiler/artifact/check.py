@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..capture.batch import resize_batch
 from ..capture.capture import capture
-from ..capture.examples import fresh_inputs
+from ..capture.examples import copied_call, fresh_inputs
 from ..emit.row_values import DTYPES
 from ..errors import ArtifactError, PlanError
 from ..onnx_files.parity import prove_parity
@@ -127,6 +127,7 @@ def _check_sums(directory: pathlib.Path, manifest: dict[str, Any]) -> int:
 
 def _flat(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     with torch.no_grad(), full_precision():
+        args, kwargs = copied_call(args, kwargs)
         return pytree.tree_leaves(module(*args, **kwargs))
 
 

@@ -14,13 +14,13 @@ from ..inference.graph import Graph
 from ..inputs.example_inputs import example_inputs
 from .cache import without_cache
 from .eval_mode import eval_mode
-from .examples import distinct, widen
-from .export import export
+from .examples import distinct
 from .inline import drop_unused
 from .outputs import select_outputs
-from .program import program_of
 from .side_branches import side_branches
 from .strided import without_strides
+from .untouched import untouched
+from .widened import program_for
 
 
 def capture(
@@ -35,7 +35,8 @@ def capture(
 ) -> Graph:
     """Capture a model as a graph with its dimensions inferred.
 
-    `args`, `kwargs`: example inputs of forward; a batch of 1 is widened to 3; without any tensor, a
+    `args`, `kwargs`: example inputs of forward; a batch of 1 is captured as one of 3 where
+    the model allows; without any tensor, a
     transformers model's are made from its configuration. `dynamic_shapes`: as
     torch.export takes them; by default the batch (and token) axes are left dynamic where the model
     allows. `outputs`: keys, dotted paths or indices of the outputs that matter; the graph returns
@@ -54,12 +55,10 @@ def capture(
         args = (args,)
     own, given = _example(model, tuple(args or ()), dict(kwargs or {}))
     call = distinct(own, {**without_cache(model), **given})
-    if dynamic_shapes is None:
-        call = widen(*call)
-    with eval_mode(model):
-        exported, how = export(model, *call, dynamic_shapes)
-    program = program_of(model, exported, *call, how)
-    if "draft" in how:
+    with untouched(model), eval_mode(model):
+        program = program_for(model, call, dynamic_shapes)
+    call = program.args, program.kwargs
+    if "draft" in program.how:
         program.notes.append(
             "captured by draft_export: branches that depend on values are fixed to those the "
             "example inputs take"
@@ -71,7 +70,8 @@ def capture(
         drop_unused(program.graph)
     used = {str(n.target) for n in program.graph.nodes if n.op == "get_attr"}
     program.tensors = {name: t for name, t in program.tensors.items() if name in used}
-    sides = side_branches(model, call, program, mode == "auto")
+    with untouched(model):
+        sides = side_branches(model, call, program, mode == "auto")
     return Graph(program, outputs, sides, untie_tables)
 
 

@@ -35,6 +35,20 @@ def distinct(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
     return pytree.tree_map(once, (args, kwargs))
 
 
+def copied_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """The same call with containers and tensors of its own, for a forward that writes to them."""
+
+    def copy(x: Any) -> Any:
+        return x.detach().clone().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x
+
+    return pytree.tree_map(copy, (args, kwargs))
+
+
+def fresh_containers(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """The same tensors in lists and dicts of the call's own: a forward may write to those."""
+    return pytree.tree_map(lambda x: x, (args, kwargs))
+
+
 def fresh_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], seed: int) -> tuple[Any, Any]:
     """New inputs like the example: its samples in another order, the same one for every input (a
     mask stays with its tokens, a length with its sequence), with values redrawn as `drawn` says.

@@ -16,6 +16,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from ..errors import CaptureError
+from .examples import copied_call, fresh_containers
+from .untouched import copy_on_write, untouched
 
 REMEDIES = (
     (
@@ -41,12 +43,17 @@ REMEDIES = (
 
 
 def export(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any = None
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dynamic_shapes: Any = None,
+    only_dynamic: bool = False,
 ) -> tuple[Any, str]:
     """The model's ExportedProgram and how it was had.
 
     `dynamic_shapes` None asks for a dynamic batch (and sequence, for integer token inputs); a
-    given value is used as it is. Raises CaptureError with the construct and the remedy.
+    given value is used as it is. `only_dynamic`: nothing less will do. Raises CaptureError with the
+    construct and the remedy.
     """
     try:
         inspect.signature(model.forward).bind(*args, **kwargs)
@@ -62,16 +69,23 @@ def export(
             attempts.append(("torch.export (dynamic_shapes as given)", dynamic_shapes))
         else:
             attempts.append(("torch.export, dynamic batch", automatic_shapes(model, args, kwargs)))
-            attempts.append(("torch.export, static shapes", None))
+            if not only_dynamic:
+                attempts.append(("torch.export, static shapes", None))
         for how, shapes in attempts:
             try:
-                return torch.export.export(
-                    model, args, kwargs, dynamic_shapes=shapes, strict=False
-                ), how
+                given, named = fresh_containers(args, kwargs)
+                with untouched(model):  # what a failed attempt stored would fail the next one
+                    return torch.export.export(
+                        model, given, named, dynamic_shapes=shapes, strict=False
+                    ), how
             except Exception as error:  # torch.export raises many kinds
                 errors.append(error)
+        if only_dynamic:
+            raise CaptureError(explain(model, errors[-1])) from errors[0]
         try:
-            program = torch.export.draft_export(model, args, kwargs, strict=False)
+            given, named = fresh_containers(args, kwargs)
+            with untouched(model):
+                program = torch.export.draft_export(model, given, named, strict=False)
             return program, "torch.export.draft_export, static shapes"
         except Exception as error:
             errors.append(error)
@@ -82,7 +96,8 @@ def export(
 def _require_it_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """A model that does not even run on its inputs needs other inputs, not another construct."""
     try:
-        with torch.no_grad():
+        args, kwargs = copied_call(args, kwargs)
+        with torch.no_grad(), untouched(model), copy_on_write(model):
             model(*args, **kwargs)
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -18,9 +18,11 @@ from ..cause import cause
 from ..errors import CaptureError
 from ..ir.program import Program
 from .eval_mode import eval_mode
+from .examples import copied_call
 from .export import export
 from .program import identity, program_of
 from .train_mode import train_mode
+from .untouched import copy_on_write
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -82,9 +84,10 @@ def _ran(model: nn.Module, call: Call, modules: dict[str, nn.Module]) -> list[nn
         ran[id(module)] = module
 
     hooks = [module.register_forward_pre_hook(see) for module in modules.values()]
+    args, kwargs = copied_call(*call)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            model(*call[0], **call[1])
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), copy_on_write(model):
+            model(*args, **kwargs)
     finally:
         for hook in hooks:
             hook.remove()

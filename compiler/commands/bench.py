@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ..capture.batch import resize_batch
 from ..capture.batches import to_device
+from ..capture.examples import copied_call
 from ..cause import cause
 from ..errors import MeasureError
 from ..measure.model_timing import compare_modules
@@ -74,7 +75,8 @@ def _timed(a: Source, b: Source, runtime: str, device: str, batch: int) -> Compa
         source.model.to(device).eval()
         try:
             with torch.inference_mode():
-                source.model(*args, **kwargs)
+                own, named = copied_call(args, kwargs)
+                source.model(*own, **named)
         except Exception as error:  # whatever the model's own code raises
             raise MeasureError(
                 f"{source.name} does not run at batch {batch} on the inputs of {a.name} "

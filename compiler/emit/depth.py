@@ -6,13 +6,12 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..inference.graph import Graph
 from ..inference.residual import same_value
 from ..ir.program import module_path
-from ..verify.backends import shapes_only
+from ..verify.backends import run_module
 from .baked_sizes import Decision
 from .thin_modules import Lists, Thinning
 
@@ -83,9 +82,7 @@ def _forms(graph: Graph, paths: Collection[str]) -> dict[str, str]:
     program = graph.whole.program
     hooks = [see(path) for path in paths]
     try:
-        with torch.no_grad(), shapes_only(program) as as_run:
-            args, kwargs = as_run((program.args, program.kwargs))
-            graph.source(*args, **kwargs)
+        run_module(program, graph.source, (program.args, program.kwargs))
     finally:
         for hook in hooks:
             hook.remove()

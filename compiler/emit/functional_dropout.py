@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from ..capture.export import export
 from ..capture.program import program_of
 from ..capture.train_mode import train_mode
+from ..capture.untouched import untouched
 from ..cause import cause
 from ..inference.graph import Graph
 from ..inference.rule import bound_arguments, op_name
@@ -44,7 +45,7 @@ def dropout_rates(graph: Graph) -> tuple[dict[str, float], str]:
     if not places:
         return {}, ""
     try:
-        with train_mode(graph.source):
+        with untouched(graph.source), train_mode(graph.source):
             program = graph.program
             exported, how = export(graph.source, program.args, program.kwargs, {})
             training = program_of(graph.source, exported, program.args, program.kwargs, how)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ..capture.cache import without_cache
 from ..capture.eval_mode import eval_mode
+from ..capture.examples import copied_call
+from ..capture.untouched import copy_on_write, untouched
 from ..cause import cause
 from ..errors import SourceError
 from .input_shapes import inputs_from_shapes, placed_like
@@ -64,7 +66,8 @@ def describe(args: Sequence[Any], kwargs: dict[str, Any]) -> str:
 def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """One forward pass in eval mode: a wrong shape is better met here than inside a capture."""
     try:
-        with torch.no_grad(), eval_mode(model):
+        args, kwargs = copied_call(args, kwargs)
+        with torch.no_grad(), untouched(model), eval_mode(model), copy_on_write(model):
             model(*args, **kwargs)
     except Exception as error:
         raise SourceError(

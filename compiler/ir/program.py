@@ -24,7 +24,8 @@ class Program:
     qualified name in the model; tied weights occur once. `aliases`: for a name in `tensors`, the
     other names of the same tensor in the model. `bodies`: sub-graphs of higher-order ops that were
     not inlined, by get_attr target. `dynamic`: some axis of an input is; `batched`: the call can be
-    taken at another batch size; `call`: for which sizes and constants the graph holds.
+    taken at another batch size; `call`: for which sizes and constants the graph holds. `given`:
+    the user's own call, where rows were added to capture it.
     `selection`: with `outputs=`, which of the model's flat outputs the program returns.
     """
 
@@ -42,6 +43,7 @@ class Program:
     dynamic: bool = False
     batched: bool = False
     call: CallSpec | None = None
+    given: tuple[tuple[Any, ...], dict[str, Any]] | None = None
     how: str = "torch.export"
     notes: list[str] = dataclasses.field(default_factory=list)
 
@@ -82,6 +84,11 @@ class Program:
         """Raise CallError where the flat inputs are none that the graph was captured for."""
         if self.call is not None:
             self.call.check(flat)
+
+    @property
+    def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The call as the user gave it."""
+        return self.given or (self.args, self.kwargs)
 
     @property
     def is_meta(self) -> bool:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from ..capture.batch import Arguments, batch_size, resize_batch
 from ..capture.eval_mode import eval_mode
+from ..capture.examples import copied_call, fresh_containers
+from ..capture.untouched import untouched
 from ..cause import cause
 from ..errors import ExportError, MeasureError
 from .environment import dtype_name
@@ -63,7 +65,10 @@ def compare_modules(
     if batch is not None:
         args, kwargs = resize_batch(args, kwargs, batch)
 
-    with eval_mode(before, after), _threads(threads), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(untouched(before, after))
+        stack.enter_context(eval_mode(before, after))
+        stack.enter_context(_threads(threads))
         if runtime == "onnxruntime":
             files = (onnx_before, onnx_after)
             calls = _onnx_calls((before, after), files, args, kwargs, device, stack)
@@ -117,10 +122,18 @@ def _torch_calls(
     device: torch.device,
     runtime: str,
 ) -> tuple[Call, Call]:
-    args, kwargs = _moved(args, kwargs, device)
+    args, kwargs = copied_call(*_moved(args, kwargs, device))
+    nested = any(isinstance(value, (list, dict)) for value in (*args, *kwargs.values()))
 
     def call(model: Callable[..., Any]) -> Call:
-        return lambda: model(*args, **kwargs)
+        if not nested:
+            return lambda: model(*args, **kwargs)
+
+        def fresh() -> Any:
+            own, named = fresh_containers(args, kwargs)
+            return model(*own, **named)
+
+        return fresh
 
     if runtime == "torch":
         return call(models[0]), call(models[1])

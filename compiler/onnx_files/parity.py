@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..capture.batch import Arguments
+from ..capture.examples import copied_call
 from ..cause import cause
 from ..errors import ExportError
 from .names import input_tensors, output_tensors
@@ -81,6 +82,7 @@ def reference_outputs(
         ExportError: the model cannot run the call, gives NaN, or returns more than tensors.
     """
     try:
+        args, kwargs = copied_call(args, kwargs)
         result = module(*args, **kwargs)
     except Exception as error:  # whatever the model's own code raises
         raise ExportError(

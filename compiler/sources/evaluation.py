@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from ..capture.batch import batch_size
 from ..capture.batches import IGNORED, split_batch
 from ..capture.eval_mode import eval_mode
+from ..capture.examples import copied_call
+from ..capture.untouched import untouched
 from ..errors import SourceError
 
 MULTI_LABEL = "label accuracy at logit 0"
@@ -51,7 +53,8 @@ class Metric:
             args, kwargs, labels = split_batch(next(iter(self.batches)), place, self.original)
         if labels is None:
             return "cosine"
-        with torch.no_grad(), eval_mode(self.original):
+        args, kwargs = copied_call(args, kwargs)
+        with torch.no_grad(), untouched(self.original), eval_mode(self.original):
             width = _first(self.original(*args, **kwargs)).shape[-1]
         config = getattr(self.original, "config", None)
         if getattr(config, "problem_type", None) == "multi_label_classification":
@@ -71,12 +74,14 @@ class Metric:
             torch.manual_seed(0)
             for batch in self.batches:
                 args, kwargs, labels = split_batch(batch, place, self.original)
-                found = _first(model(*args, **kwargs))
+                own, named = copied_call(args, kwargs)
+                found = _first(model(*own, **named))
                 samples += batch_size(args, kwargs) or 0
                 if kind == "cosine":
                     there = next((p.device for p in self.original.parameters()), place)
-                    own = split_batch(batch, there, self.original)
-                    other = _first(self.original(*own[0], **own[1])).to(place)
+                    own, named, _ = split_batch(batch, there, self.original)
+                    own, named = copied_call(own, named)
+                    other = _first(self.original(*own, **named)).to(place)
                     found, other = (_unpadded(x, kwargs) for x in (found, other))
                     same = F.cosine_similarity(found.flatten(1), other.flatten(1), dim=-1)
                     count, total = count + len(same), total + float(same.double().sum())

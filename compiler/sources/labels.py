@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ..capture.batches import IGNORED
 from ..capture.eval_mode import eval_mode
+from ..capture.examples import copied_call
+from ..capture.untouched import untouched
 from ..errors import SourceError
 from .model import Source
 from .rows import Entries
@@ -143,8 +145,9 @@ def _classes(task: Task, source: Source) -> int | None:
 def _outputs(source: Source, dimensions: int | None = None) -> int:
     """The entries along the last axis of the model's first output, for its example arguments; 0
     where it has another number of dimensions than asked, or there is none."""
-    with torch.no_grad(), eval_mode(source.model):
-        leaves = pytree.tree_leaves(source.model(*source.args, **source.kwargs))
+    args, kwargs = copied_call(source.args, source.kwargs)
+    with torch.no_grad(), untouched(source.model), eval_mode(source.model):
+        leaves = pytree.tree_leaves(source.model(*args, **kwargs))
     found = next((x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()), None)
     if found is None or found.dim() != (dimensions or found.dim()) or not found.dim():
         return 0

@@ -10,7 +10,10 @@ import torch
 import torch.utils._pytree as pytree
 from torch import nn
 
+from ..capture.eval_mode import eval_mode
+from ..capture.examples import copied_call
 from ..capture.train_mode import train_mode
+from ..capture.untouched import copy_on_write, untouched
 from ..cause import cause
 from ..errors import VerificationError
 from ..inference.graph import Graph
@@ -77,32 +80,31 @@ def module_difference(
     found: list[Difference] = []
     limit = back_end_tolerance(program)
     expected = reference_outputs(program, calls) if expected is None else expected
-    training = {m: m.training for m in module.modules()}
-    buffers = [(b, b.clone()) for b in module.buffers()]  # a forward may count its calls
-    for m in module.modules():
-        m.training = False
-    try:
-        for call, wanted in zip(calls, expected, strict=True):
-            with torch.no_grad(), full_precision(), shapes_only(program) as as_run:
-                args, kwargs = as_run(call)
-                outputs = _seeded(lambda: module(*args, **kwargs))  # noqa: B023
-            outputs = select_like(program, outputs)
-            gap = difference(outputs, wanted)
-            if gap.whole <= limit < gap.error:  # a slice only: rounding, or a mistake
-                gap = difference(outputs, wanted, exact_outputs(program, call))
-            found.append(gap)
-            for buffer, before in buffers:  # each call from where the program starts
-                buffer.copy_(before)
-    finally:
-        for m, mode in training.items():
-            m.training = mode
-        for buffer, before in buffers:
-            buffer.copy_(before)
+    for call, wanted in zip(calls, expected, strict=True):  # each from where the program starts
+        outputs = select_like(program, run_module(program, module, call))
+        gap = difference(outputs, wanted)
+        if gap.whole <= limit < gap.error:  # a slice only: rounding, or a mistake
+            gap = difference(outputs, wanted, exact_outputs(program, call))
+        found.append(gap)
     return Difference(
         max((d.error for d in found), default=0.0),
         max((d.whole for d in found), default=0.0),
         frozenset.intersection(*(d.blind for d in found)) if found else frozenset(),
     )
+
+
+def run_module(program: Program, module: nn.Module, call: Call) -> Any:
+    """What a module returns in eval mode, without gradients; it and the call stay as they are."""
+    with (
+        untouched(module),
+        eval_mode(module),
+        copy_on_write(module),
+        torch.no_grad(),
+        full_precision(),
+        shapes_only(program) as as_run,
+    ):
+        args, kwargs = as_run(copied_call(*call))
+        return _seeded(lambda: module(*args, **kwargs))
 
 
 def training_break(program: Program, module: nn.Module, call: Call) -> str:
@@ -116,8 +118,8 @@ def training_break(program: Program, module: nn.Module, call: Call) -> str:
 
 def _raised_in_training(program: Program, module: nn.Module, call: Call) -> Exception | None:
     try:
-        with train_mode(module), shapes_only(program) as as_run:
-            args, kwargs = as_run(call)
+        with untouched(module), train_mode(module), shapes_only(program) as as_run:
+            args, kwargs = as_run(copied_call(*call))
             _seeded(lambda: module(*args, **kwargs))
     except Exception as error:  # whatever a model raises
         return error
@@ -195,10 +197,12 @@ def back_end_tolerance(program: Program) -> float:
 
 
 def example_calls(graph: Graph) -> list[Call]:
-    """The example inputs, and fresh ones like them at another batch size where there is one."""
+    """The example inputs, and fresh ones like them at another batch size where there is one; the
+    user's own where rows were added to those."""
     program = graph.program
     fresh = fresh_call(program, seed=7)
-    return [(program.args, program.kwargs), other_batch(program, *fresh)]
+    own = [] if program.given is None else [program.given]
+    return [(program.args, program.kwargs), other_batch(program, *fresh), *own]
 
 
 def check_backends(state: Compilation) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ...compiler.capture.batches import to_device
+from ...compiler.capture.examples import copied_call
 from ...compiler.digest import content_digest
 from .borrowed import device_of
 from .features import Features, Values
@@ -51,7 +52,8 @@ class Teacher:
                 return _read(place, self.device)
         self.features.take()  # of whatever else ran the model
         with torch.no_grad():
-            answer = self.model(*to_device(args, self.device), **to_device(kwargs, self.device))
+            call = copied_call(to_device(args, self.device), to_device(kwargs, self.device))
+            answer = self.model(*call[0], **call[1])
         features = self.features.take()
         if place is None:
             return answer, features

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from ...compiler.capture.batches import named_arguments, split_batch
+from ...compiler.capture.examples import copied_call
 from ...compiler.digest import content_digest
 from .accelerated import accelerator, leave, shared, take, without_autocast
 from .average import Average
@@ -235,7 +236,8 @@ class Training:
         if labels is not None:
             arguments["labels"] = labels  # where there is no mask, they say which positions count
         self.features.take()
-        loss = self.objective(model(*args, **kwargs), answer, labels, arguments)
+        own, named = copied_call(args, kwargs)
+        loss = self.objective(model(*own, **named), answer, labels, arguments)
         found = self.features.take()
         for path, values in found.items():
             if not any(value.requires_grad for value in values):
