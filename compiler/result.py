@@ -291,7 +291,9 @@ def _report(state: Compilation, passes: list[PassReport]) -> Report:
             )
             rows.append(DimensionReport(d.name, d.kind, d.size, d.size, "kept", why))
     rows += _gone(graph)
+    sizes = graph.program.call.describe() if graph.program.call is not None else []
     notes = [*graph.program.notes, *state.notes]
+    notes += [f"captured for sizes within: {line}" for line in sizes]
     notes += [f"{name}: {text}" for name, text in stayed.items() if name not in state.plan.kept]
     emitted = "a masked model: nothing is smaller before SparseToDense"
     if state.dense is not None:

@@ -150,8 +150,9 @@ def _ranges(
     found: dict[str, Range] = {}
     for symbol, name in symbols.items():
         lower = _asked_low(symbol, low.get(symbol, 0), guards)
-        if lower is not None or symbol in high:
-            found[name] = Range(lower, high.get(symbol))
+        end = high.get(symbol)
+        if lower is not None or end is not None:
+            found[name] = Range(lower, end, lower is not None or _branches(symbol, end, guards))
     return found
 
 
@@ -177,6 +178,15 @@ def _asked_low(symbol: Any, low: int, guards: list[tuple[Any, bool]]) -> int | N
         ):
             return value
     return None
+
+
+def _branches(symbol: Any, high: int | None, guards: list[tuple[Any, bool]]) -> bool:
+    """Whether a line of the model, or the user's own Dim, set the upper end of a range."""
+    about = [(g, asked) for g, asked in guards if g.free_symbols == {symbol}]
+    if high is None or not about:
+        return True
+    beyond = [g for g, asked in about if asked and not isinstance(g, sympy.Ne)]
+    return any(g.subs(symbol, high + 1) == sympy.false for g in beyond)
 
 
 def _conditions(

@@ -39,6 +39,8 @@ def explain_table(
         count = sum(len(d.members) for d in kernels)
         lines.append(f"  {count} kernel axes: {STRUCTURAL}, blocked by nature")
     lines += _unruled(inference)
+    sizes = program.call.describe() if program.call is not None else []
+    lines += [f"captured for sizes within: {text}" for text in sizes]
     lines += [f"note: {text}" for text in program.notes]
     return "\n".join(lines)
 

@@ -37,10 +37,12 @@ from .size_terms import Condition, condition_from_json, is_whole, names_in
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The values of a symbol, both ends included; None: no end."""
+    """The values of a symbol, both ends included; None: no end. `branch`: a line of the model set
+    it, so that the graph may run beyond it and be wrong; else an op of the graph fails there."""
 
     low: int | None = None
     high: int | None = None
+    branch: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,6 +194,18 @@ class CallSpec:
             s.symbol and self._axis_range(s) != Range() for _, _, s in self._places()
         )
 
+    def branches(self) -> set[tuple[int, int]]:
+        """The (input, axis) pairs beyond whose bounds the graph may be wrong without an error."""
+        named = {n for c in self.conditions for n in names_in(c.left) | names_in(c.right)}
+        named |= {name for name, span in self.ranges.items() if span.branch}
+        return {
+            (place, axis)
+            for place, spec in enumerate(self.inputs)
+            if isinstance(spec, TensorInput)
+            for axis, size in enumerate(spec.axes)
+            if size.symbol in named
+        }
+
     def describe(self) -> list[str]:
         """The bounds of what may vary, one a line; none where any size will do."""
         lines, seen = [], set[str]()
@@ -211,7 +225,9 @@ class CallSpec:
         """As JSON types, which `from_json` reads."""
         return {
             "inputs": [input_data(spec) for spec in self.inputs],
-            "ranges": {name: [span.low, span.high] for name, span in self.ranges.items()},
+            "ranges": {
+                name: [span.low, span.high, span.branch] for name, span in self.ranges.items()
+            },
             "conditions": [condition.to_json() for condition in self.conditions],
             "notes": list(self.notes),
         }
@@ -226,8 +242,9 @@ class CallSpec:
         valid(isinstance(data["ranges"], dict) and len(data["ranges"]) <= len(symbols))
         ranges = {}
         for name, ends in data["ranges"].items():
-            valid(name in symbols and isinstance(ends, list) and len(ends) == 2)
-            valid(all(end is None or is_whole(end) for end in ends))
+            valid(name in symbols and isinstance(ends, list) and len(ends) == 3)
+            valid(all(end is None or is_whole(end) for end in ends[:2]))
+            valid(isinstance(ends[2], bool))
             ranges[name] = Range(*ends)
         conditions = read_list(data["conditions"], INPUTS)
         notes = read_list(data["notes"], INPUTS)

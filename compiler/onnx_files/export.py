@@ -17,9 +17,11 @@ from ..capture.export import named_keywords
 from ..capture.sequence import sequence_lengths, shorten
 from ..cause import cause
 from ..errors import ExportError
+from ..ir.call_spec import CallSpec
 from .names import bind, in_order, input_tensors, name_axes, rename
 from .parity import prove_parity, reference_outputs
 from .quiet import quiet
+from .ranges import exported_spec, own_spec, require_unbounded
 
 # Protobuf ends at 2 GiB; beyond this many bytes the weights lie in a file beside the model.
 _EXTERNAL_ABOVE = 1_800_000_000
@@ -57,11 +59,14 @@ class OnnxReport:
     max_abs_error: float
     max_rel_error: float
     notes: list[str]
+    ranges: list[str] = dataclasses.field(default_factory=list)
 
     def axes(self) -> str:
         """Which axes of the inputs may have any size, in words."""
         found = {"batch": self.dynamic_batch, "sequence length": self.dynamic_sequence}
         names = [name for name, dynamic in found.items() if dynamic]
+        if names and self.ranges:
+            return f"{' and '.join(names)} within {'; '.join(self.ranges)}"
         return f"any {' and '.join(names)}" if names else "all sizes fixed"
 
     def to_json(self) -> dict[str, Any]:
@@ -78,6 +83,7 @@ def export_onnx(
     opset: int | None = None,
     dynamic_batch: bool = True,
     tolerance: float = 1e-3,
+    bounded_axes: str = "static",
 ) -> OnnxReport:
     """Export `module` to `path`, after proving the file against the module with onnxruntime.
 
@@ -86,13 +92,17 @@ def export_onnx(
     their path in it. Axis 0 of every input that has the batch size there becomes dynamic, and
     axis 1 of token inputs and what is as long, unless the exporter cannot: then it is fixed and
     `notes` says why. `dynamic_batch` False fixes all. `opset`: the exporter's choice when None.
-    `tolerance`: largest relative error; half precision is granted 8 roundings.
+    `bounded_axes`: where a branch of the model limits a size, that axis is fixed ("static"), since
+    a file cannot refuse other sizes, or stays free ("dynamic"); the ranges stand in the file's
+    metadata. `tolerance`: largest relative error; half precision is granted 8 roundings.
 
     Nothing appears at `path` that has not passed; weights above 1.8 GB go to "NAME.data" beside it.
 
     Raises:
         ExportError: the model cannot be exported, or the file disagrees with it.
     """
+    if bounded_axes not in ("static", "dynamic"):
+        raise ExportError(f"bounded_axes is 'static' or 'dynamic', not {bounded_axes!r}.")
     path = Path(path)
     if not path.parent.is_dir():
         raise ExportError(f"There is no directory for {path.name}: create {path.parent} first.")
@@ -104,8 +114,9 @@ def export_onnx(
         outputs = list(reference_outputs(module, args, kwargs))
     notes: list[str] = []
     failures: dict[tuple[str, ...], ExportError] = {}
+    bounded: set[tuple[str, ...]] = set()
     for axes, decompose in _ATTEMPTS:
-        if not all(possible[axis] for axis in axes):
+        if not all(possible[axis] for axis in axes) or axes in bounded:
             continue
         # Beside the target, so that the final move stays within one file system.
         with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as scratch:
@@ -113,10 +124,26 @@ def export_onnx(
             try:
                 with eval_mode(module), torch.no_grad():
                     program = _convert(module, args, kwargs, opset, axes, decompose)
+                    specs = [exported_spec(program.exported_program, inputs)] if axes else []
+                    if (own := own_spec(module)) is not None:
+                        specs.append(_on_axes(own, args, kwargs, axes))
+                    ranges = list(dict.fromkeys(x for spec in specs for x in spec.describe()))
+                    if bounded_axes == "static":
+                        bounded.add(axes)
+                        require_unbounded(module, specs)
+                        bounded.discard(axes)
+                    if ranges:
+                        program.model.metadata_props["prunec.sizes"] = "; ".join(ranges)
                     rename(program.model, inputs, outputs)
                     name_axes(program.model, _names(module, args, kwargs, axes))
                     chosen = _write(program, draft, opset)
                     calls = _calls(args, kwargs, axes)
+                    if own is not None:  # the graph refuses what it was not captured for
+                        calls = {
+                            kind: call
+                            for kind, call in calls.items()
+                            if own.admits(pytree.tree_leaves(call))
+                        }
                     parity = prove_parity(module, calls, draft, tolerance=tolerance)
             except ExportError as failure:
                 failures.setdefault(axes, failure)  # the plain attempt tells most
@@ -140,8 +167,20 @@ def export_onnx(
             max_abs_error=parity.max_abs_error,
             max_rel_error=parity.max_rel_error,
             notes=[*notes, *parity.notes],
+            ranges=ranges,
         )
     raise failures[()]
+
+
+def _on_axes(
+    spec: CallSpec, args: tuple[Any, ...], kwargs: dict[str, Any], axes: tuple[str, ...]
+) -> CallSpec:
+    """The description where some of these axes are bounded, an empty one where none is."""
+    leaves = pytree.tree_leaves((args, kwargs))
+    batch = batch_size(args, kwargs) if axes else None
+    lengths = sequence_lengths(args, kwargs) if SEQUENCE in axes else []
+    free = {(i, axis) for i, leaf in enumerate(leaves) for axis in _axes(leaf, batch, lengths)}
+    return spec if free & spec.branches() else CallSpec(())
 
 
 def _calls(

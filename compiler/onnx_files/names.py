@@ -8,10 +8,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from ..errors import ExportError
+from ..ir.key_paths import leaves_with_path
 
 
 def bind(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -137,15 +137,7 @@ def name_axes(model: Any, names: Sequence[Mapping[int, str]]) -> None:
 
 
 def _leaves(value: Any) -> list[tuple[list[str], Any]]:
-    paths, _ = pytree.tree_flatten_with_path(value)
-    return [([str(_step(key)) for key in path], leaf) for path, leaf in paths]
-
-
-def _step(key: Any) -> Any:
-    for attribute in ("key", "idx", "name"):
-        if hasattr(key, attribute):
-            return getattr(key, attribute)
-    return key
+    return [([str(key) for key in path], leaf) for path, leaf in leaves_with_path(value)]
 
 
 def _free(name: str, taken: Any) -> str:
