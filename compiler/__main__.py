@@ -123,6 +123,9 @@ def compile_(
     keep_class: Annotated[
         str, typer.Option(help="auto: the user's class where that costs little; always; never")
     ] = "auto",
+    no_try: Annotated[
+        bool, typer.Option("--no-try", help="do not load the artifact again to see that it loads")
+    ] = False,
     exclude: Annotated[list[str] | None, typer.Option(help="dimensions left alone")] = None,
     round_to: Annotated[
         int | None, typer.Option(help="keep widths that are multiples of it", min=1)
@@ -212,6 +215,7 @@ def compile_(
             dry_run=dry_run,
             measure=not no_measure,
             strict=strict,
+            try_load=not no_try,
         ),
         console,
     )

@@ -227,16 +227,18 @@ class Result:
         onnx: bool = False,
         int8: str | None = None,
         measure: Sequence[str] = (),
+        try_load: bool = True,
         **companions: Any,
     ) -> pathlib.Path:
         """Write the artifact: safetensors and JSON, nothing pickled; with `onnx`, model.onnx too,
         and with `int8` ("dynamic" or "static") model.int8.onnx.
 
         `measure`: runtimes to time before the report is written. `companions`: a tokenizer or
-        processor to save along. The directory appears whole or not at all; where ONNX, int8, a
-        companion or the timing fails, without that, and the error (its `kept`) says so. What cannot
-        be written there is kept elsewhere, and the error says where. Raises ArtifactError,
-        ExportError.
+        processor to save along. `try_load`: load it again and compare it before it is put in place;
+        where the class does not come back, it is of the graph and the report says so. The directory
+        appears whole or not at all; where ONNX, int8, a companion or the timing fails, without
+        that, and the error (its `kept`) says so. What cannot be written there is kept elsewhere,
+        and the error says where. Raises ArtifactError, ExportError.
         """
         steps: list[Step] = [("the sizes on disk", self._sizes_on_disk)]
         if onnx:
@@ -250,7 +252,9 @@ class Result:
                     lambda place: self.measure_all(measure, place / "model.onnx" if onnx else None),
                 )
             )
-        return save_artifact(self._state, self.report, directory, steps, **companions)
+        return save_artifact(
+            self._state, self.report, directory, steps, try_load=try_load, **companions
+        )
 
     def _sizes_on_disk(self, place: pathlib.Path) -> None:
         self.report.disk = (self.report.before.bytes, weight_bytes(place))

@@ -153,7 +153,8 @@ def _fill(small: nn.Module, own: dict[str, Tensor], stored: dict[str, Tensor]) -
         if isinstance(tensor, nn.Parameter) and isinstance(value, nn.Parameter):
             tensor.requires_grad_(value.requires_grad)
     for part in small.modules():
-        for table in (part._parameters, part._buffers):
+        tables: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
+        for table in tables:
             for name, tensor in table.items():
                 if tensor is not None and id(tensor) in made:
                     table[name] = made[id(tensor)]

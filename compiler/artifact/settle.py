@@ -99,7 +99,7 @@ def _agree(found: Any, wanted: Any) -> bool:
 
 def _same(a: Any, b: Any) -> bool:
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-        return type(a) is type(b) and (a == b or a != a)
+        return type(a) is type(b) and bool(a == b or a != a)
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     if not a.is_floating_point() or a.numel() == 0:

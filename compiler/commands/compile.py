@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
+from ..artifact.fresh_process import try_in_fresh_process
 from ..artifact.place import SWEEP, refuse_file, refuse_foreign
 from ..capture.batches import to_device, unlabelled
 from ..capture.capture import capture
@@ -72,6 +73,7 @@ class CompileOptions:
     dry_run: bool
     measure: bool
     strict: bool = False
+    try_load: bool = True
 
 
 def compile_command(options: CompileOptions, console: Console) -> None:
@@ -126,7 +128,10 @@ def compile_command(options: CompileOptions, console: Console) -> None:
         int8=quantized[0] if quantized else None,
         measure=runtimes,
         processor=source.processor,
+        try_load=options.try_load,
     )
+    if options.try_load:
+        try_in_fresh_process(place)
     result.report.print(console)
     console.print(f"artifact: {place}", highlight=False, soft_wrap=True)
 

@@ -93,6 +93,7 @@ class CallCodeGen(_PyTreeCodeGen):
     def to_rows(self, foreign: list[Any] | None = None) -> dict[str, Any]:
         """The call as plain values; `foreign` as in `to_tree`."""
         names, in_spec, out_spec = self.pytree_info
+        assert out_spec is not None
         empty = inspect.Parameter.empty
         return {
             "names": list(names),

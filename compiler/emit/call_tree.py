@@ -81,7 +81,8 @@ def from_tree(tree: Any, foreign: list[Any] | None = None, depth: int = 0) -> py
         return pytree.TreeSpec(cls, keys, children)
     if kind == "foreign" and foreign is not None:
         place, children = value
-        return pytree.TreeSpec(*foreign[place], [from_tree(c, foreign) for c in children])
+        kind, context = foreign[place]
+        return pytree.TreeSpec(kind, context, [from_tree(c, foreign) for c in children])
     raise refused(f"a {str(kind)[:40]!r} among its arguments or results")
 
 
@@ -106,7 +107,7 @@ def output_class(name: str) -> type | None:
     if match is None:
         return None
     try:
-        from transformers.utils import ModelOutput
+        from transformers.utils.generic import ModelOutput
     except ImportError:
         return None
     shared, model, file, own = match.groups()

@@ -103,7 +103,7 @@ def graph_of(
             if not isinstance(row[1], str) or row[1] not in known[kind]:
                 raise refused(f"a {kind} {str(row[1])[:60]!r} that it does not hold")
             op = "call_module" if kind == "layer" else "get_attr"
-            arguments = (tuple(parts[0]), parts[1]) if kind == "layer" else ()
-            node = graph.create_node(op, alias(row[1]), *arguments, name=name)
+            args, kwargs = (tuple(parts[0]), parts[1]) if parts else ((), {})
+            node = graph.create_node(op, alias(row[1]), args, kwargs, name)
         nodes.append(node)
     return graph

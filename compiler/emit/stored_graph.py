@@ -110,7 +110,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         outer, _, leaf = name.rpartition(".")
         owner = at(module, outer) if outer else module
-        table = owner._parameters if leaf in owner._parameters else owner._buffers
+        table: Any = owner._parameters if leaf in owner._parameters else owner._buffers
         table[leaf] = tensor
 
 
