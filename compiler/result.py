@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .artifact.emission import Step
 from .artifact.place import OutputPlace
 from .artifact.save import save_artifact, weight_bytes
-from .capture.batch import batch_size
+from .capture.batch import batch_size, resize_batch
 from .capture.batches import forward_arguments
 from .compilation import Compilation
 from .errors import ExportError, PlanError
@@ -159,7 +159,14 @@ class Result:
     def _batches(self) -> list[int | None]:
         own = batch_size(*self.example())
         batched = self._state.graph.program.batched
-        return [1, max(THROUGHPUT_BATCH, own or 1)] if batched and own else [None]
+        wanted = [1, max(THROUGHPUT_BATCH, own or 1)] if batched and own else []
+        call = self._state.graph.program.call
+        found: list[int | None] = [
+            size
+            for size in wanted
+            if call is None or call.admits(pytree.tree_leaves(resize_batch(*self.example(), size)))
+        ]
+        return found or [None]
 
     def export_onnx(self, path: str | pathlib.Path, **options: Any) -> OnnxReport:
         """Export to ONNX with a dynamic batch, check the file and compare it with the model in
