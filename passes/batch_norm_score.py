@@ -12,6 +12,7 @@ from ..compiler.errors import PlanError
 from ..compiler.inference.dimensions import Dimension
 from ..compiler.inference.rule import bound_arguments, op_name
 from ..compiler.passmanager import Pass, PassResult
+from .calibration.finite import not_finite
 from .magnitude_score import magnitudes
 from .sensitivity.entry_sums import entry_sums, mean_one
 
@@ -49,6 +50,8 @@ class BatchNormScore(Pass):
         def score(dimension: Dimension) -> Tensor:
             total = torch.zeros(dimension.size, dtype=torch.float64)
             for name, axis in scored[dimension.name]:
+                if not bool(graph.program.tensors[name].isfinite().all()):
+                    raise not_finite(f"the weight '{name}'")
                 total += entry_sums(graph, dimension, name, axis, graph.program.tensors[name].abs())
             return mean_one(total)
 

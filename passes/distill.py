@@ -98,6 +98,10 @@ class Distill(Pass):
             rest makes up for. `metric` and `ema` begin at the cut. None: only the dense model is
             trained, behind Reconstruct as well where cuts are deep or data is short: a step costs
             less, and it needs no second model in memory.
+        undo: give back the weights that training began with where the loss of the outputs is
+            higher at the end, and say so (with `gradual`: those of the cut). It is taken in eval
+            mode, on the last twentieth of a list of 20 batches or more (4 at most), which is then
+            not trained on; of other data on the first batch. With a `metric` that decides instead.
 
     Under `torchrun` or `accelerate launch` each process compiles alike, and the batches are shared
     out: N processes make steps of N batches.
@@ -138,6 +142,7 @@ class Distill(Pass):
     checkpoint_every: int = 100
     teacher_cache: str | os.PathLike[str] | None = None
     gradual: float | None = None
+    undo: bool = True
 
     name: ClassVar[str] = "distill"
     provides: ClassVar[tuple[str, ...]] = ("recovered",)
@@ -162,7 +167,15 @@ class Distill(Pass):
                     " full-size model; leave the repair out, or gradual"
                 )
         planned = content_digest(state.plan.kept, [repr(drop) for drop in state.plan.dropped])
-        return self._distil(state.model, state.teacher, paths, place, _fixed(state), grown, planned)
+        result = self._distil(
+            state.model, state.teacher, paths, place, _fixed(state), grown, planned
+        )
+        if result.details.get("undone"):
+            state.notes.append(
+                "the training ended worse than it began and was undone: lower learning_rate, train"
+                " for longer, or give more varied data"
+            )
+        return result
 
     def train(self, student: nn.Module, teacher: nn.Module) -> PassResult:
         """Train any smaller model, in place, as `run` trains that of a compilation; values inside
@@ -275,10 +288,19 @@ class Distill(Pass):
                     summary += f" at step {watch.best_step}, which was kept"
         if training.progress.stopped:
             summary += f"; stopped early, {training.total} were planned"
+        if training.start is not None:
+            details["loss of the outputs"] = [training.start.before, training.start.after]
+            details["judged by"] = "held-out batches" if training.judges else "the first batch"
+        if training.undone:
+            details["undone"] = True
+            summary += (
+                f"; undone: the loss rose from {training.start.before:.4g} to"
+                f" {training.start.after:.4g} on {details['judged by']}"
+            )
         if training.progress.resumed_at:
             details["resumed at"] = training.progress.resumed_at
             summary += f"; resumed at step {training.progress.resumed_at}"
-        return PassResult(True, summary, details)
+        return PassResult(not training.undone, summary, details)
 
     @contextmanager
     def _bar(self) -> Iterator[Callable[[int, int, float], None]]:

@@ -13,6 +13,7 @@ from ..compiler.errors import PlanError
 from ..compiler.inference.dimensions import Dimension
 from ..compiler.inference.graph import Graph
 from ..compiler.passmanager import Pass, PassResult
+from .calibration.finite import not_finite
 from .sensitivity.entry_sums import entry_sums, mean_one
 
 
@@ -22,7 +23,8 @@ class MagnitudeScore(Pass):
     its dimension, so that dimensions compare (Li et al. 2017; group form of DepGraph, Fang et al.
     2023, eq. 4). `norm`: 1 or 2.
 
-    Analysis only: sets `scores`. Raises PlanError for another norm.
+    Analysis only: sets `scores`. Raises PlanError for another norm, and for weights that are not
+    finite.
     """
 
     norm: int = 2
@@ -55,5 +57,7 @@ def magnitudes(graph: Graph, dimension: Dimension, norm: int = 2) -> Tensor:
             if others
             else tensor.abs().to(wide)
         )
+        if not bool(norms.isfinite().all()):
+            raise not_finite(f"the weight '{name}'")
         total += entry_sums(graph, dimension, name, axis, norms.detach().double() ** norm)
     return mean_one(total.sqrt() if norm == 2 else total)

@@ -14,6 +14,7 @@ from ..compiler.inference.rule import bound_arguments, op_name
 from ..compiler.ir.program import Program
 from ..compiler.passmanager import Pass, PassResult
 from .calibration.batches import calibration_batches
+from .calibration.finite import refuse_rows
 from .calibration.moments import wide
 from .calibration.outputs import output_error
 from .calibration.streams import Stream, measuring
@@ -21,6 +22,8 @@ from .calibration.uses import follow
 
 if TYPE_CHECKING:
     from ..compiler.compilation import Compilation
+
+_STILL = 1e-4  # of the variance there was: a channel with less does not move
 
 
 @dataclasses.dataclass
@@ -31,7 +34,8 @@ class RecalibrateBatchNorm(Pass):
     all batches, not moving ones (Li et al., "EagleEye", 2020, adaptive batch norm). The variance is
     the unbiased one, as torch keeps it. After Reconstruct, which fits the layers to the statistics
     there are, this seldom helps; the old statistics come back where the model's outputs would not
-    come closer to the original's.
+    come closer to the original's. A channel that these data do not move keeps its statistics: to
+    divide by hardly anything would blow up whatever moves it later.
 
     Args:
         calibration: unlabelled batches; by default those the pipeline was given.
@@ -138,11 +142,13 @@ def _recalibrate(
                 count += len(rows)
                 total += rows.sum(0)
                 squares += rows.square().sum(0)
+                refuse_rows(squares, node.name, batch)
         new_variance = (squares - total.square() / max(1, count)) / max(1, count - 1)
-        if count < 2 or not bool(new_variance.isfinite().all()):
+        moving = new_variance > _STILL * wide(variance.detach())
+        if count < 2 or not bool(moving.any()):
             continue
-        mean.detach().copy_(pivot + total / count)
-        variance.detach().copy_(new_variance.clamp_min(0))
+        mean.detach().copy_(torch.where(moving, pivot + total / count, pivot))
+        variance.detach().copy_(torch.where(moving, new_variance, wide(variance.detach())))
         moved.append(norm.mean)
         if len(norm.nodes) > 1:  # some node behind the first use has run on the old ones
             stream = Stream(program, batches)

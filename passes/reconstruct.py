@@ -11,6 +11,7 @@ from ..compiler.passmanager import Pass, PassResult
 from .calibration.batches import calibration_batches
 from .calibration.streams import measuring
 from .reconstruction.repair import Repair
+from .reconstruction.ridge import GROWTH
 
 if TYPE_CHECKING:
     from ..compiler.compilation import Compilation
@@ -25,19 +26,29 @@ class Reconstruct(Pass):
     |original output - smaller output|² + lambda |delta|² over the calibration data, where the
     smaller model's input is that of the layers already repaired (error accumulation; Meng et al.,
     "OSSCAR", 2024). A layer keeps its weights where the change would not lower its error, and all
-    do where the model's outputs would not come closer to the original's.
+    do where the model's outputs would not come closer to the original's, on all batches and on
+    those that were kept apart.
+
+    What a layer may change depends on what the data say: `reconstruction/ridge.py` has the rule. On
+    data of low rank, which are told in the report, a layer is left as it was cut. A
+    layer of more than 4096 inputs is solved through 1024 directions of them, twice.
 
     Args:
         calibration: unlabelled batches; by default those the pipeline was given.
-        ridge: lambda, as a share of the mean square of the layer's inputs; None: per layer the one
-            that does best on a quarter of the batches, which the others are solved without.
+        ridge: lambda, as a share of the mean square of the layer's inputs; None: per layer the
+            largest that does nearly as well as the best on a quarter of the batches, which the
+            others are solved without.
+        growth: the norm of a layer's weight becomes at most this many times that of the cut or the
+            original one; the ridge is raised until it does.
         weights: False leaves all weights as they are and moves biases only (bias compensation, An
             et al., "FLAP", 2024).
         rows: at most so many rows (tokens, patches) of a layer are read, or `rows_per_input` times
             its inputs where that is more; chosen at random.
-        rows_per_input: see `rows`. A layer with fewer rows than inputs gets a new bias only.
-        memory: bytes for what is held at once of all batches (batches beyond are left out), and
-            for the moments of one layer (a larger layer gets a new bias only).
+        rows_per_input: see `rows`. A layer with fewer distinct rows than inputs gets a new bias
+            only.
+        memory: bytes for what is held at once of all batches (batches beyond are left out). The
+            moments of one layer take a gigabyte at most, and no more than this (a layer that needs
+            more gets a new bias only).
         add_bias: give a bias to standard layers that have none. A layer whose batch norm follows
             uses the norm's running mean, with or without this.
         seed: of the choice of rows.
@@ -49,6 +60,7 @@ class Reconstruct(Pass):
 
     calibration: Iterable[Any] | None = None
     ridge: float | None = None
+    growth: float = GROWTH
     weights: bool = True
     rows: int = 16384
     rows_per_input: int = 16
@@ -64,6 +76,8 @@ class Reconstruct(Pass):
     def __post_init__(self) -> None:
         if self.ridge is not None and not self.ridge >= 0:
             raise PlanError(f"ridge={self.ridge!r} must be at least 0.")
+        if not self.growth >= 1:
+            raise PlanError(f"growth={self.growth!r} must be at least 1.")
         for option in ("rows", "rows_per_input", "memory"):
             if getattr(self, option) < 1:
                 raise PlanError(f"{option}={getattr(self, option)!r} must be at least 1.")
@@ -83,6 +97,7 @@ class Reconstruct(Pass):
             "batches": len(batches),
             "batches left out": left_out,
             "output error": [before, after],
+            "output error kept apart": repair.held_out,
             "layers": {name: outcome.to_json() for name, outcome in layers.items()},
             "biases added": repair.biases_added,
             "not treated": repair.reasons,
@@ -91,7 +106,20 @@ class Reconstruct(Pass):
         summary = f"{len(changed)} of {len(layers)} layers repaired{errors}"
         if repair.biases_added:
             summary += f"; {len(repair.biases_added)} biases added"
+        low = {n: o for n, o in layers.items() if o.low}
+        if low:
+            name, least = next(iter(low.items()))  # those behind it follow from it
+            state.notes.append(
+                f"calibration data of rank {least.rank:.0f} of {least.inputs} at {name}: it and the layers"
+                f" behind, {len(low)} of {len(layers)}, were left as they were cut: give more varied"
+                " data, or ridge= to repair them for such data only"
+            )
+            summary += f"; data of low rank at {len(low)}"
         if repair.undone:
+            state.notes.append(
+                "the least-squares repair was undone: the outputs did not come closer to the"
+                " original's on all of the calibration data or on the part kept apart"
+            )
             summary += "; all undone: the outputs would not come closer to the original's"
         if left_out:
             summary += f"; {left_out} of {left_out + len(batches)} batches left out"

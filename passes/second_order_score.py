@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..compiler.errors import PlanError
 from ..compiler.passmanager import Pass, PassResult
 from .calibration.batches import calibration_batches
+from .calibration.gram import Gram
+from .calibration.reduction import EXACT, MOMENTS
 from .calibration.streams import measuring
 from .magnitude_score import magnitudes
 from .sensitivity.curves import Curve, curve
@@ -37,8 +39,16 @@ class SecondOrderScore(Pass):
         step: entries taken out between two updates of the whole system; within a step the order is
             exact among twice as many candidates. By default a 128th of the dimension.
         rows, rows_per_input, seed, progress: as `Reconstruct` takes them.
-        memory: bytes for what is held at once of all batches (batches beyond are left out), and for
-            the moments of one layer (of a larger one the variances count only).
+        memory: bytes for what is held at once of all batches; batches beyond are left out. The
+            moments of one layer, with what elimination makes of them, take a gigabyte at most, and
+            no more than `memory`.
+
+    A layer of more than 4096 inputs (channels times taps) is seen through 1024 directions: of each
+    entry's columns those that tell most of the layer's output; what they do not tell counts as lost
+    with the entry, so errors are never too low for it. Where more than 4096 entries have a column
+    each, others make up for one within blocks of at most 2048; where not even blocks of 64 fit into
+    memory, the variances count only. Time and memory are proportional to the layer then. The report
+    names these layers.
 
     Raises:
         PlanError: options out of range, or no calibration data.
@@ -67,12 +77,14 @@ class SecondOrderScore(Pass):
 
     def run(self, state: Compilation) -> PassResult:
         batches, left_out = calibration_batches(state, self.calibration, self.memory, self.name)
-        limits = Limits(self.rows, self.rows_per_input, self.memory, self.seed)
+        held = min(self.memory, MOMENTS)
+        limits = Limits(self.rows, self.rows_per_input, held, self.seed)
         graph, show = state.graph, self.name if self.progress else None
         readings, reasons = find_readings(graph)
         curves: dict[str, Curve] = {}
         few: dict[str, None] = {}
         large: dict[str, None] = {}
+        wide: dict[str, str] = {}
         with measuring():
             for found in measured(graph, readings, batches, limits, full=True, show=show):
                 curves[found.name] = curve(graph.program, found, self.ridge, self.step)
@@ -80,6 +92,7 @@ class SecondOrderScore(Pass):
                     layers = dict.fromkeys(r.consumer.weight for r in own)
                     few |= layers if gram.count < gram.x.shape[1] else {}
                     large |= {} if gram.full else layers
+                    wide |= dict.fromkeys(layers, _approximated(gram)) if gram.approximate else {}
         state.scores = {
             name: curves[name].scores if name in curves else magnitudes(graph, d)
             for name, d in graph.prunable.items()
@@ -91,8 +104,26 @@ class SecondOrderScore(Pass):
             "by magnitude": reasons,
             "fewer rows than inputs": list(few),
             "variances only": list(large),
+            "approximated": wide,
         }
         summary = f"errors by width of {len(curves)} dimensions"
         if reasons:
             summary += f"; {len(reasons)} others by magnitude"
+        if wide:
+            summary += f"; {len(wide)} wide layers through fewer directions or in blocks"
+            state.notes.append(
+                f"the scores see {len(wide)} layers of more than {EXACT} inputs, or more than"
+                " memory allows, through fewer directions or in blocks, as the report says of each"
+            )
         return PassResult(False, summary, details)
+
+
+def _approximated(gram: Gram) -> str:
+    """What is not seen of a layer's inputs."""
+    told: list[str] = []
+    if gram.reduction is not None:
+        groups, columns, count = gram.reduction.basis.shape[1:]
+        told.append(f"{groups} groups of up to {columns} inputs through {count} directions each")
+    if gram.blocks > 1:
+        told.append(f"{gram.blocks} blocks of {gram.x.shape[1]} that do not make up for each other")
+    return "; ".join(told)

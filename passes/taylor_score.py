@@ -15,6 +15,7 @@ from ..compiler.ir.program import output_values
 from ..compiler.passmanager import Pass, PassResult
 from ..compiler.verify.interpreter import ProgramInterpreter
 from .calibration.batches import calibration_batches
+from .calibration.finite import not_finite, refuse_rows
 from .calibration.progress import shown
 from .calibration.streams import measuring
 from .calibration.tokens import TokenMasks
@@ -110,6 +111,8 @@ class TaylorScore(Pass):
                     continue
                 found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
             gradients = {name: g for name, g in zip(leaves, found, strict=True) if g is not None}
+            for name, gradient in gradients.items():
+                refuse_rows(gradient, name, batch, "has for a derivative")
             _add(total, graph, places, gradients)
 
 
@@ -154,6 +157,9 @@ def _own_gradients(graph: Graph) -> dict[str, Tensor]:
             "TaylorScore(own_gradients=True) found no gradients on the model's parameters: call "
             "backward() on your loss first, or leave own_gradients out."
         )
+    for name, gradient in found.items():
+        if not bool(gradient.isfinite().all()):
+            raise not_finite(f"the gradient of '{name}'")
     return found
 
 
@@ -177,6 +183,8 @@ def _projected(
             own = tokens.to(noise.device).reshape(output.shape[:2])
             noise = noise * own.reshape(*own.shape, *[1] * (output.dim() - 2))
         finite = output.isfinite()
+        if bool(output.isnan().any()):
+            refuse_rows(output.detach(), source.name, batch, "gives")
         output = torch.where(finite, output, 0.0)
         scale = output.detach().double().square().mean().sqrt()
         if scale > 0:

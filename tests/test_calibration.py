@@ -56,6 +56,22 @@ def test_patches_come_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(torch.cat([p[0] for p in parts], 1), whole[0][0])
 
 
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2), (3, 2)])
+def test_patches_of_one_large_sample_come_in_blocks(
+    stride: int, dilation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patches = Patches((3, 3), (stride, 1), (0, 0), (dilation, 1), 1)
+    x = torch.randn(2, 4, 15, 8)
+    y = nn.functional.conv2d(x, torch.randn(6, 4, 3, 3), stride=(stride, 1), dilation=(dilation, 1))
+    whole = list(patches.blocks(x, y))
+    monkeypatch.setattr("prunec.passes.calibration.rows.BLOCK", 2 * 6 * 36)
+    parts = list(patches.blocks(x, y))
+    assert len(parts) > 4
+    assert all(p[0].numel() <= 2 * 6 * 36 for p in parts)
+    for i in range(2):
+        assert torch.equal(torch.cat([p[i] for p in parts], 1), whole[0][i])
+
+
 def test_rows_are_sampled_evenly_and_by_seed() -> None:
     x = torch.arange(200.0).reshape(1, 100, 2)
     pairs = [sample(x, x, 0.3, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]

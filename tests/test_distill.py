@@ -36,7 +36,8 @@ def mlp(width: int, dropout: float = 0.0, classes: int = 3, seed: int = 1) -> nn
 
 
 def distil(student: nn.Module, teacher: nn.Module, loader: Any = LOADER, **options: Any) -> Any:
-    return Distill(loader, **{"learning_rate": 1e-2, **options}).train(student, teacher)
+    given = {"learning_rate": 1e-2, "undo": False, **options}
+    return Distill(loader, **given).train(student, teacher)
 
 
 def weights(model: nn.Module) -> list[Tensor]:

@@ -12,6 +12,7 @@ from ...compiler.cause import cause
 from ...compiler.errors import PlanError
 from ...compiler.ir.program import Program
 from ...compiler.verify.interpreter import ProgramInterpreter
+from .finite import refuse_inputs, refuse_weights
 from .streams import Stream, measuring
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ def calibration_batches(
     of shapes that the captured program does not run on, and those beyond `memory`: bytes for the
     values of all batches that are alive at once while the original, and the smaller model where
     there is one, run side by side, estimated from the first batch by the size of the inputs. Raises
-    PlanError, naming the pass that `asks`, where there is nothing to use.
+    PlanError, naming the pass that `asks`, where there is nothing to use, and for data or weights
+    that are not finite.
     """
     program = state.graph.whole.program
     batches = (
@@ -40,6 +42,8 @@ def calibration_batches(
         raise PlanError(
             f"{asks} needs {what}: give calibration=, unlabelled batches, or leave the pass out."
         )
+    refuse_inputs(batches)
+    refuse_weights(program)
     known: dict[Any, str | None] = {_shapes(program.flat_inputs()): None}
     fitting = [flat for flat in batches if _obstacle(program, flat, known) is None]
     if not fitting:

@@ -70,6 +70,11 @@ class Consumer:
             return weight[None] if self.flipped else weight.T[None]
         return weight.reshape(self.groups, weight.shape[0] // self.groups, -1).mT
 
+    @property
+    def taps(self) -> int:
+        """The columns that one channel of the input comes in."""
+        return math.prod(self.patches.kernel) if self.patches is not None else 1
+
     def weight_like(self, matrix: Tensor, weight: Tensor) -> Tensor:
         """`matrix` [G, D, O] in the shape of the weight."""
         if self.patches is None:

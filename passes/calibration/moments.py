@@ -53,6 +53,13 @@ class Moments:
             setattr(total, name, None if mine is None else mine + theirs)
         return total
 
+    def covered(self, centred: bool) -> Tensor:
+        """The sums of x xᵀ; about their means with `centred`."""
+        assert self.xx is not None
+        if not centred or self.count == 0:
+            return self.xx
+        return self.xx - self.x[:, :, None] * self.x[:, None] / self.count
+
     @property
     def finite(self) -> bool:
         """Whether no row held a NaN or an infinity."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx
 
 from ...compiler.ir.program import Program, output_values
 from ...compiler.verify.interpreter import ProgramInterpreter
+from .finite import refuse_rows
 from .moments import wide
 from .tokens import TokenMasks
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 class OutputError:
     """|found - expected|² / |expected|² over batches, the mean of the float outputs. Padding does
-    not count. `program`: the original, by whose outputs padding is known."""
+    not count. `program`: the original, by whose outputs padding is known. Raises PlanError where
+    the original's are NaN."""
 
     def __init__(self, program: Program, masks: TokenMasks) -> None:
         node = next(n for n in program.graph.nodes if n.op == "output")
@@ -40,6 +42,8 @@ class OutputError:
             if tokens is not None:
                 own = tokens.to(a.device)
                 a, b = a.flatten(0, 1)[own], b.flatten(0, 1)[own]
+            if bool(a.isnan().any()):
+                refuse_rows(a, source.name, batch, "gives")
             finite = a.isfinite()  # a mask's -inf is right or wrong, not far
             missed = float((a - b)[finite].square().sum())
             self._missed[i] = self._missed.get(i, 0.0) + missed
@@ -54,10 +58,22 @@ class OutputError:
 
 def output_error(state: Compilation, batches: Sequence[Sequence[Any]]) -> float | None:
     """The error of the smaller model against the original; None where no output tells."""
+    return output_errors(state, batches, ())[0]
+
+
+def output_errors(
+    state: Compilation, batches: Sequence[Sequence[Any]], some: Collection[int]
+) -> tuple[float | None, float | None]:
+    """The error of the smaller model against the original on all batches, and on some of them, by
+    number; None where no output tells."""
     assert state.dense is not None
     program = state.graph.whole.program
-    error = OutputError(program, TokenMasks(program, batches))
+    masks = TokenMasks(program, batches)
+    errors = OutputError(program, masks), OutputError(program, masks)
     original, smaller = ProgramInterpreter(program), ProgramInterpreter(state.dense.program)
     for batch, flat in enumerate(batches):
-        error.add(batch, original(flat), smaller(flat))
-    return error.value
+        expected, found = original(flat), smaller(flat)
+        errors[0].add(batch, expected, found)
+        if batch in some:
+            errors[1].add(batch, expected, found)
+    return errors[0].value, errors[1].value

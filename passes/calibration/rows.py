@@ -43,9 +43,19 @@ class Patches:
         if x.dim() == rank + 1:  # an unbatched call
             x, y = x[None], y[None]
         x = F.pad(x, self._margins())
-        step = max(1, BLOCK // max(1, y[0, 0].numel() * x.shape[1] * math.prod(self.kernel)))
+        inner = x.shape[1] * math.prod(self.kernel)
+        step = max(1, BLOCK // max(1, y[0, 0].numel() * inner))
         for part, out in zip(x.split(step), y.split(step), strict=True):
-            yield self._grouped(self._unfold(part)), self._grouped(out.flatten(2))
+            lines = max(1, BLOCK // max(1, inner * out[0, 0, 0].numel()))
+            if len(part) > 1 or lines >= out.shape[2]:
+                yield self._grouped(self._unfold(part)), self._grouped(out.flatten(2))
+                continue
+            span = self.dilation[0] * (self.kernel[0] - 1) + 1
+            for start in range(0, out.shape[2], lines):  # one sample is too large: along it
+                some = out[:, :, start : start + lines]
+                first = self.stride[0] * start
+                own = part[:, :, first : first + self.stride[0] * (some.shape[2] - 1) + span]
+                yield self._grouped(self._unfold(own)), self._grouped(some.flatten(2))
 
     def _unfold(self, x: Tensor) -> Tensor:
         """[N, C, ...] as [N, C * taps, positions]: what the weight [O, C, taps] multiplies."""
@@ -80,12 +90,18 @@ def flat_rows(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 def sample(x: Tensor, y: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """A seeded random `share` of the rows (axis 1), at least one."""
-    rows = x.shape[1]
-    if share >= 1 or rows == 0:
+    chosen = choice(x.shape[1], share, generator)
+    if chosen is None:
         return x, y
-    chosen = torch.randperm(rows, generator=generator)[: max(1, round(share * rows))]
-    chosen = chosen.sort().values.to(x.device)
+    chosen = chosen.to(x.device)
     return x.index_select(1, chosen), y.index_select(1, chosen)
+
+
+def choice(rows: int, share: float, generator: torch.Generator) -> Tensor | None:
+    """The places of a random share of so many rows, ascending; None for all of them."""
+    if share >= 1 or rows == 0:
+        return None
+    return torch.randperm(rows, generator=generator)[: max(1, round(share * rows))].sort().values
 
 
 def _each(value: Any, rank: int) -> tuple[int, ...]:

@@ -21,8 +21,9 @@ def refuse_options(options: Distill) -> None:
         value = getattr(options, option)
         if type(value) is not int and not (value is None and option not in whole):
             raise DistillError(f"{option}={value!r} must be a whole number.")
-    if not isinstance(options.dropout, bool):
-        raise DistillError(f"dropout={options.dropout!r} must be True or False.")
+    for option in ("dropout", "undo"):
+        if not isinstance(getattr(options, option), bool):
+            raise DistillError(f"{option}={getattr(options, option)!r} must be True or False.")
     accepted = {
         "epochs": ("at least 1", options.epochs >= 1),
         "steps": ("at least 1, or None", options.steps is None or options.steps >= 1),

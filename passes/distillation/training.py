@@ -8,6 +8,7 @@ import itertools
 import math
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,9 +29,11 @@ from .checkpoints import Checkpoints, sample
 from .features import Features, feature_loss
 from .losses import DistillError
 from .masks import Mask
+from .modes import in_mode
 from .objective import Objective
 from .steps import batches, learning_rate_factor, total_steps
 from .teacher import Teacher, fingerprint
+from .undo import JUDGED, Start, held_out
 from .validation import Watch
 
 if TYPE_CHECKING:
@@ -83,6 +86,8 @@ class Training:
         self.watch = Watch(options.metric if self.final else None, options.patience)
         self.total = self.begin = self.end = 0
         self.subject = student  # what is measured: sharded it is a copy
+        self.start: Start | None = None
+        self.undone = False
         self.untaught: set[str] = set()  # modules whose values lead to no trainable parameter
 
     def run(
@@ -94,7 +99,10 @@ class Training:
         """Train, and give the optimizer; `advance(step, total, loss)` is called after each step."""
         options = self.options
         with accelerator(options, device) as made:
-            loader = shared(made, options.train_loader)
+            apart = held_out(options.train_loader) if options.undo else 0
+            whole: Any = options.train_loader
+            self.judges: list[Any] = list(whole[len(whole) - apart :]) if apart else []
+            loader = shared(made, whole[: len(whole) - apart] if apart else whole)
             self.total = total_steps(loader, options.epochs, options.steps, options.accumulate)
             self.begin, self.end = (round(share * self.total) for share in self.span)
             if self.begin == self.end:
@@ -138,6 +146,8 @@ class Training:
                     self.watch.restore(self.good.live())
                 if not self.good.is_finite():
                     raise self._diverged()
+                if self.start is not None:
+                    self.undone = self.start.undo(self.good.live())
             finally:
                 optimizer.zero_grad()
                 made.unwrap_model(model, keep_fp32_wrapper=False)
@@ -167,6 +177,9 @@ class Training:
         checkpoints = Checkpoints(self._directory(), options.checkpoint_every, identity, began)
         every = options.evaluate_every or max(1, self.total // 10)
         newest = checkpoints.newest()
+        if options.undo and self.final and self.watch.metric is None:
+            judge = partial(self._judge, made, self.judges or [first], device)
+            self.start = Start(judge, self.good.live())
         done = (self.begin if newest is None else newest) * options.accumulate
         for _ in itertools.islice(feed, done):
             pass  # the same batches in the same order, up to where the run had come
@@ -210,6 +223,30 @@ class Training:
                 with self.average.in_place():
                     progress.stopped = not self._look(step)
             checkpoints.save(made, step, last or progress.stopped)
+
+    def _judge(self, made: Accelerator, judges: Sequence[Any], device: torch.device) -> float:
+        """The mean loss of the outputs on some batches, over all processes: of the model in eval
+        mode and without autocast, as it will be."""
+        objective = copy.copy(self.objective)  # it settles on its outputs in training
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        with (
+            without_autocast(self.subject),
+            self.features.paused(),
+            self.teacher.features.paused(),
+            in_mode(self.subject, training=False),
+            torch.no_grad(),
+        ):
+            for batch in judges[:JUDGED]:
+                args, kwargs, labels = split_batch(batch, device, self.teacher.model)
+                answer, _ = self.teacher(args, kwargs)
+                arguments = named_arguments(self.teacher.model, args, kwargs)
+                if labels is not None:
+                    arguments["labels"] = labels
+                loss = objective(self.subject(*args, **kwargs), answer, labels, arguments)
+                total += loss.detach().double()
+        mean = made.reduce(total / len(judges[:JUDGED]), "mean")
+        assert isinstance(mean, Tensor)
+        return mean.item()
 
     def _look(self, step: int) -> bool:
         """Measure, without autocast, which the model will not have; gives whether to go on. The

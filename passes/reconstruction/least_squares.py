@@ -7,7 +7,6 @@ from torch import Tensor
 
 from ..calibration.moments import Moments
 
-RIDGES = (1e-9, 1e-3, 1e-2, 1e-1, 1.0)  # the first is for what the inputs left can fully replace
 _ATTEMPTS = 4
 _SINGULAR = 10.0  # a ridge that does not make the moments definite is raised by this factor
 
@@ -22,9 +21,8 @@ def solve(moments: Moments, ridge: float, centred: bool) -> Tensor | None:
     """
     if moments.xx is None or moments.xe is None or moments.count == 0:
         return None
-    xx, xe = moments.xx, moments.xe
+    xx, xe = moments.covered(centred), moments.xe
     if centred:
-        xx = xx - moments.x[:, :, None] * moments.x[:, None] / moments.count
         xe = xe - moments.x[:, :, None] * moments.e[:, None] / moments.count
     inner = xx.shape[-1]
     scale = xx.diagonal(dim1=1, dim2=2).mean(-1)
@@ -41,19 +39,11 @@ def solve(moments: Moments, ridge: float, centred: bool) -> Tensor | None:
     return None
 
 
-def best_ridge(fit: Moments, held_out: Moments, centred: bool) -> float | None:
-    """Of `RIDGES` the one whose change of the weights has the smallest error on rows that it was
-    not made from; None where every one does worse there than the bias alone."""
-    found: float | None = None
-    least = held_out.error(None, best_shift(fit, None) if centred else None)
-    for ridge in RIDGES:
-        change = solve(fit, ridge, centred)
-        if change is None:
-            continue
-        error = held_out.error(change, best_shift(fit, change) if centred else None)
-        if error < least:
-            found, least = ridge, error
-    return found
+def spread(moments: Moments, centred: bool) -> Tensor:
+    """The sums of squares of each input, about its mean with `centred`: [G, D]."""
+    assert moments.xx is not None
+    squares = moments.xx.diagonal(dim1=1, dim2=2)
+    return squares - moments.x.square() / moments.count if centred else squares
 
 
 def best_shift(moments: Moments, change: Tensor | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +14,26 @@ from ...compiler.ir.terms import variables
 from ...compiler.rewrite.depth import stands_for
 from ...compiler.rewrite.slicing import term_indices
 from ..calibration.consumers import Consumer, columns
-from ..calibration.moments import Moments, wide
-from ..calibration.rows import sample
+from ..calibration.finite import refuse_rows
+from ..calibration.moments import wide
+from ..calibration.rows import choice
 from ..calibration.streams import Stream
 from ..calibration.tokens import TokenMasks
+from .held_out import Split
 from .sums import find_sum
 
 if TYPE_CHECKING:
     from ...compiler.compilation import Compilation
 
-HELD_OUT = 4  # one part of so many is kept apart, to choose the ridge
 SAME = 1e-10  # of the energy of the target: the rounding of float32, squared, and some more
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """The share of the rows that is read, chosen at random."""
+
+    share: float
+    generator: torch.Generator
 
 
 class Comparison:
@@ -72,43 +82,50 @@ class Comparison:
         return count, not missed <= SAME * energy
 
     def moments(
-        self,
-        consumer: Consumer,
-        constant: str | None,
-        share: float,
-        generator: torch.Generator,
-        second: bool,
-    ) -> tuple[Moments, Moments]:
-        """The moments of a consumer over all its nodes, on a random `share` of the rows; padding is
-        left out. The second ones are of every `HELD_OUT`th batch, or row where batches are fewer.
-        `second`: as `Moments` takes it."""
-        weight = self.dense.tensors[consumer.weight]
-        inner, outer = columns(weight, consumer)
-        device = wide(weight.detach()[:0]).device
-        both = [Moments(consumer.groups, inner, outer, device, second) for _ in range(2)]
+        self, consumer: Consumer, constant: str | None, sampling: Sampling, into: list[Any]
+    ) -> int:
+        """Count rows of a consumer into two moments, those to fit and those kept apart, over all
+        its nodes and without padding; gives how many of them are distinct. `into`: anything with
+        `add(x, e)`. Raises PlanError where the original's values are not finite."""
+        split = Split(len(self.batches))
         for node in consumer.nodes:
-            for batch, x, error, _ in self._errors(consumer, node, constant):
+            for batch, x, error, target in self._errors(consumer, node, constant, split.order):
                 tokens = self.masks.rows(node, batch, consumer.row_shape(error))
+                rows = error.numel() // self._outer(consumer)
+                samples = torch.arange(rows) // max(1, rows // max(1, self._samples(error)))
                 start = 0
                 for inputs, errors in consumer.blocks(x.to(error.device), error):
                     stop = start + inputs.shape[1]
-                    if tokens is not None:
-                        own = tokens[start:stop].to(errors.device)
-                        inputs, errors = inputs[:, own], errors[:, own]
-                    inputs, errors = sample(inputs, errors, share, generator)
-                    if len(self.batches) >= HELD_OUT:
-                        both[batch % HELD_OUT == HELD_OUT - 1].add(inputs, errors)
-                    else:
-                        apart = torch.arange(inputs.shape[1]) % HELD_OUT == HELD_OUT - 1
-                        for i, own in enumerate((~apart, apart)):
-                            both[i].add(inputs[:, own], errors[:, own])
+                    own = torch.arange(start, stop)
+                    own = own if tokens is None else own[tokens[start:stop].cpu()]
+                    some = choice(len(own), sampling.share, sampling.generator)
+                    own = own if some is None else own[some]
+                    if len(own) < stop - start:
+                        chosen = (own - start).to(errors.device)
+                        inputs, errors = inputs[:, chosen], errors[:, chosen]
+                    if not bool(errors.sum().isfinite()):
+                        refuse_rows(target, consumer.weight, batch, "gives in the original")
+                    for part, moments in zip(
+                        split.deal(batch, inputs, samples[own]), into, strict=True
+                    ):
+                        whole = bool(part.all())
+                        chosen = part.to(errors.device)
+                        moments.add(*(t if whole else t[:, chosen] for t in (inputs, errors)))
                     start = stop
-        return both[0], both[1]
+        return split.distinct
+
+    def _samples(self, value: Tensor) -> int:
+        return value.shape[0] if value.dim() > 1 else 1
 
     def _errors(
-        self, consumer: Consumer, node: fx.Node, constant: str | None
+        self,
+        consumer: Consumer,
+        node: fx.Node,
+        constant: str | None,
+        order: Sequence[int] | None = None,
     ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-        """Per batch: its number, what the node reads, target minus result in double, the target."""
+        """Per batch, in this order: its number, what the node reads, target minus result in
+        double, the target."""
         if self.smaller.passed(node):
             self.restart()
         total = self.sums[node]
@@ -118,7 +135,7 @@ class Comparison:
             self.restart()
         self.smaller.advance(node)
         self.original.advance(end, through=True)
-        for batch in range(len(self.batches)):
+        for batch in range(len(self.batches)) if order is None else order:
             self.smaller.turn_to(batch)
             self.original.turn_to(batch)
             raw = self.smaller.run_node(node)

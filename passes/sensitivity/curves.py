@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...compiler.ir.program import Program
-from ..calibration.gram import Gram
+from ..calibration.gram import Gram, split
 from ..calibration.moments import wide
 from .elimination import Problem, eliminate
 from .input_moments import Measured
@@ -35,7 +35,9 @@ def curve(program: Program, found: Measured, ridge: float, step: int | None) -> 
     fixed = torch.zeros(size, dtype=torch.float64)
     for gram, readings in found.readings:
         if gram.full:
-            problems += _problems(program, gram, readings)
+            made, beside = _problems(program, gram, readings, size)
+            problems += made
+            fixed += beside
         else:
             fixed += contributions(program, gram, readings, size)
     order, costs = eliminate(
@@ -50,27 +52,61 @@ def curve(program: Program, found: Measured, ridge: float, step: int | None) -> 
     return Curve(scores, errors)
 
 
-def _problems(program: Program, gram: Gram, readings: Sequence[Reading]) -> list[Problem]:
-    """One problem per group of the layers that read the input of these covariances."""
+def _problems(
+    program: Program, gram: Gram, readings: Sequence[Reading], size: int
+) -> tuple[list[Problem], Tensor]:
+    """One problem per group (and block) of the layers that read the input of these covariances;
+    and what each entry costs beside them, [size]: the variance that no direction tells."""
     covariance = gram.covariance()
-    return [
+    beside = torch.zeros(size, dtype=torch.float64)
+    weights: list[Tensor] = []
+    for reading in readings:
+        matrix = reading.consumer.matrix(program.tensors[reading.consumer.weight].detach())
+        weight, left = _seen(gram, matrix)
+        scale = _scale(covariance, weight, float(left.sum()))
+        weights.append(weight * scale)
+        if gram.reduction is not None:
+            owners = _owners(gram, reading)[:, :: gram.reduction.basis.shape[3]].cpu()
+            held = owners >= 0
+            beside.index_add_(0, owners[held], (left.cpu() * scale**2)[held])
+    inputs = split(_owners(gram, readings[0])[:, None], gram.blocks, -1)[:, 0]
+    outputs = torch.cat([r.outputs for r in readings], 1).repeat_interleave(gram.blocks, 0)
+    problems = [
         Problem(
             covariance[group],
-            torch.cat([_scaled(program, covariance, r)[group] for r in readings], 1),
-            readings[0].inputs[group].to(covariance.device),
-            torch.cat([r.outputs[group] for r in readings]).to(covariance.device),
+            torch.cat([w[group] for w in weights], 1),
+            inputs[group].to(covariance.device),
+            outputs[group].to(covariance.device),
         )
         for group in range(len(covariance))
     ]
+    return problems, beside
 
 
-def _scaled(program: Program, covariance: Tensor, reading: Reading) -> Tensor:
-    """The layer's weight [G, D, O], by which its outputs' variances sum to 1; 0 where its inputs
-    cancel, and its output is no more than their rounding."""
-    weight = reading.consumer.matrix(wide(program.tensors[reading.consumer.weight].detach()))
-    energy = float((weight * (covariance @ weight)).sum())
-    apart = float((covariance.diagonal(dim1=1, dim2=2)[..., None] * weight.square()).sum())
-    return weight / energy**0.5 if energy > CANCELLED * apart else weight * 0
+def _seen(gram: Gram, matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """A layer's weight [G, D, O] for what the covariances are of; and the variance of its outputs
+    that this leaves out, per group of columns [G, K]."""
+    if gram.reduction is None:
+        weight, left = wide(matrix), torch.zeros(len(matrix), 1)
+    else:
+        weight, left = gram.reduction.weights(matrix)
+    return split(weight.mT, gram.blocks).mT, left
+
+
+def _owners(gram: Gram, reading: Reading) -> Tensor:
+    """The entry that owns each column, or each direction: int64 [G, D]."""
+    if gram.reduction is None:
+        return reading.inputs
+    first = gram.reduction.groups.columns[:, 0].to(reading.inputs.device)
+    return reading.inputs[:, first].repeat_interleave(gram.reduction.basis.shape[3], 1)
+
+
+def _scale(covariance: Tensor, weight: Tensor, left: float) -> float:
+    """By which the variances of a layer's outputs sum to 1; 0 where its inputs cancel, and its
+    output is no more than their rounding."""
+    energy = float((weight * (covariance @ weight)).sum()) + left
+    apart = float((covariance.diagonal(dim1=1, dim2=2)[..., None] * weight.square()).sum()) + left
+    return energy**-0.5 if energy > CANCELLED * apart else 0.0
 
 
 def contributions(program: Program, gram: Gram, readings: Sequence[Reading], size: int) -> Tensor:
@@ -80,8 +116,6 @@ def contributions(program: Program, gram: Gram, readings: Sequence[Reading], siz
     WIFV of FLAP (An et al. 2024, eq. 5), Var(x_j) |W_:j|², per layer divided by its sum.
     """
     variance = gram.covariance()
-    if gram.full:
-        variance = variance.diagonal(dim1=1, dim2=2)
     total = torch.zeros(size, dtype=torch.float64)
     for reading in readings:
         weight = reading.consumer.matrix(wide(program.tensors[reading.consumer.weight].detach()))

@@ -12,11 +12,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..calibration.finite import not_finite
 from .readings import entry_columns
 
 SPARE = 2  # candidates of a step, times the entries it takes
 REDUNDANT = 1e-10  # relative squared error of what is removed before the ridge counts
 NO_RIDGE = 1e-10  # below, the inverse of what is singular loses its digits in double
+_LEAST, _ATTEMPTS = 1e-12, 20  # the last ridge makes any finite moments definite
 _SHRINK = 0.7  # of the columns alive: below, the others' rows are dropped
 
 
@@ -45,6 +47,8 @@ def eliminate(
     left take over what they can. First go the entries that nothing is lost with, by the moments as
     they are; then, with `ridge` times the mean variance added to them, `step` entries at a time.
     """
+    if not all(bool(t.isfinite().all()) for p in problems for t in (p.gram, p.weight)):
+        raise not_finite("the covariance of a layer's input, or its weight,")
     size = len(fixed)
     order: list[int] = []
     errors: list[float] = []
@@ -174,11 +178,12 @@ def _inverse(gram: Tensor, ridge: float) -> Tensor:
     scale = float(gram.diagonal().mean()) if len(gram) else 0.0
     scale = scale if scale > 0 else 1.0  # inputs that never move: any ridge will do
     eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    while True:
+    for _ in range(_ATTEMPTS):
         factor, failed = torch.linalg.cholesky_ex(gram + ridge * scale * eye)
         if not bool(failed):
             return torch.cholesky_inverse(factor)
-        ridge *= 10
+        ridge = max(ridge * 10, _LEAST)
+    raise not_finite("the covariance of a layer's input")
 
 
 def _costs(inverse: Tensor, weight: Tensor, columns: Tensor) -> Tensor:

@@ -12,13 +12,18 @@ from ...compiler.inference.dimensions import Dimension
 from ...compiler.inference.graph import Graph
 from ...compiler.ir.program import Program
 from ..calibration.consumers import Consumer, columns
+from ..calibration.finite import refuse_rows
 from ..calibration.gram import Gram
 from ..calibration.moments import wide
 from ..calibration.progress import shown
+from ..calibration.reduction import EXACT, REDUCED, GroupMoments, Groups, Reduction, reduction
 from ..calibration.rows import sample
 from ..calibration.streams import Stream
 from ..calibration.tokens import TokenMasks
 from .readings import Reading
+
+BLOCK = 2048  # columns that are taken to be correlated, where there are too many for all
+LEAST = 64  # of which blocks are worth it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +46,56 @@ class InputMoments:
         self.masks = TokenMasks(program, batches)
         self.generator = torch.Generator().manual_seed(limits.seed)
 
-    def gram(self, consumer: Consumer, full: bool) -> Gram:
-        """Of the layer's input over all its uses, padding left out. `full`: with covariances, where
-        memory allows (three such matrices are held while entries are taken out)."""
+    def gram(self, readings: Sequence[Reading], full: bool) -> Gram:
+        """Of the input of these layers over all its uses, padding left out. `full`: with
+        covariances, where memory allows: of more than `EXACT` columns through fewer directions of
+        each group of columns that belongs to the same entries, and in blocks where those are still
+        more."""
+        consumer = readings[0].consumer
         weight = self.program.tensors[consumer.weight].detach()
         inner, _ = columns(weight, consumer)
-        full = full and 3 * 8 * consumer.groups * inner * inner <= self.limits.memory
-        gram = Gram(consumer.groups, inner, wide(weight[:0]).device, full)
+        device = wide(weight[:0]).device
+        shape = consumer.groups, inner
+        if not full:
+            return self._measure(consumer, Gram(*shape, device, full=False), inner)
+        if inner <= EXACT and self._held(consumer, inner, inner) <= self.limits.memory:
+            return self._measure(consumer, Gram(*shape, device), inner)
+        reduced = self._reduction(readings, inner, device)
+        width = inner if reduced is None else reduced.width
+        block = min(width, BLOCK, self.limits.memory // self._held(consumer, width, 1))
+        if block < min(width, LEAST):
+            return self._measure(consumer, Gram(*shape, device, full=False), inner)
+        blocks = 1 if width <= EXACT and block == width else -(-width // block)
+        gram = Gram(consumer.groups, width, device, True, reduced, blocks)
+        return self._measure(consumer, gram, gram.x.shape[1])
+
+    def _held(self, consumer: Consumer, inner: int, block: int) -> int:
+        """The bytes of covariances in blocks, and of the two more that elimination makes."""
+        return 3 * 8 * consumer.groups * inner * block
+
+    def _reduction(
+        self, readings: Sequence[Reading], inner: int, device: torch.device
+    ) -> Reduction | None:
+        """None where each column is a group of its own."""
+        consumer = readings[0].consumer
+        owners = torch.stack([r.inputs[g] for r in readings for g in range(consumer.groups)], 1)
+        labels = torch.unique(owners, dim=0, return_inverse=True)[1]
+        groups = Groups.of(labels)
+        count = max(1, REDUCED // len(groups.columns))
+        if groups.columns.shape[1] <= count:
+            return None
+        own = GroupMoments(groups, consumer.groups, device)
+        self._measure(consumer, own, groups.columns.shape[1])
+        sides = torch.zeros_like(own.xx)
+        for reading in {r.consumer.weight: r for r in readings}.values():
+            matrix = reading.consumer.matrix(self.program.tensors[reading.consumer.weight].detach())
+            for part in groups.chunks(matrix.shape[2]):
+                some = groups.weights(matrix, part)
+                sides[:, part] += some @ some.mT / matrix.shape[2]
+        return reduction(groups, own.covariance(centred=True), sides, count)
+
+    def _measure(self, consumer: Consumer, into: Any, inner: int) -> Any:
+        """Count the rows of the layer's input in; `inner`: by which so many rows are enough."""
         limit = max(self.limits.rows, self.limits.rows_per_input * inner)
         for node in consumer.nodes:
             if self.stream.passed(node):
@@ -67,9 +115,10 @@ class InputMoments:
                     stop = start + inputs.shape[1]
                     if tokens is not None:
                         inputs = inputs[:, tokens[start:stop].to(inputs.device)]
-                    gram.add(sample(inputs, inputs, share, self.generator)[0])
+                    into.add(sample(inputs, inputs, share, self.generator)[0])
                     start = stop
-        return gram
+                refuse_rows(into.x, consumer.weight, batch)
+        return into
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +146,8 @@ def measured(
     waiting = {name: _by_input(own) for name, own in readings.items()}
     grams: dict[Any, Gram] = {}
     for key in shown(_in_order(graph, waiting), show or "", show is not None):
-        reader = next(own[key][0] for own in waiting.values() if key in own)
-        grams[key] = moments.gram(reader.consumer, full)
+        reading = [r for own in waiting.values() for r in own.get(key, ())]
+        grams[key] = moments.gram(reading, full)
         for name in [n for n, own in waiting.items() if key in own and own.keys() <= grams.keys()]:
             own = waiting.pop(name)
             yield Measured(name, graph.prunable[name], [(grams[k], r) for k, r in own.items()])
