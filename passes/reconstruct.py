@@ -110,9 +110,9 @@ class Reconstruct(Pass):
         if low:
             name, least = next(iter(low.items()))  # those behind it follow from it
             state.notes.append(
-                f"calibration data of rank {least.rank:.0f} of {least.inputs} at {name}: it and the layers"
-                f" behind, {len(low)} of {len(layers)}, were left as they were cut: give more varied"
-                " data, or ridge= to repair them for such data only"
+                f"calibration data of rank {least.rank:.0f} of {least.inputs} at {name}: it and"
+                f" the layers behind, {len(low)} of {len(layers)}, were left as they were cut: give"
+                " more varied data, or ridge= to repair them for such data only"
             )
             summary += f"; data of low rank at {len(low)}"
         if repair.undone:

@@ -49,8 +49,9 @@ class Choice:
 
 def choose(fit: Moments, held_out: Moments, centred: bool, narrow: bool = True) -> Choice:
     """Of `RIDGES` the largest within `TOLERANCE` of the best on rows that the change was not made
-    from, which does no more harm than `ELSEWHERE` elsewhere. None where every one does worse there than the bias alone, and, with `narrow` (the
-    inputs are no neighbours), on data of low rank."""
+    from, which does no more harm than `ELSEWHERE` elsewhere. None where every one does
+    worse there than the bias alone, and, with `narrow` (the inputs are no neighbours), on data of
+    low rank."""
     rank = effective_rank(fit, centred)
     bias = best_shift(fit, None) if centred else None
     base, made = held_out.error(None, bias), fit.error(None, bias)
