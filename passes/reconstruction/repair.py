@@ -184,7 +184,8 @@ class Repair:
             distinct = read(width, [Seen(through, m) for m in both])
         else:
             distinct = read(width, both)
-        return _Rows(*both, both[0] + both[1], distinct, through)
+        fit, apart = both
+        return _Rows(fit, apart, fit + apart, distinct, through)
 
     def _solve(
         self, consumer: Consumer, bias: BiasPlace | None, rows: _Rows, note: str
