@@ -74,4 +74,5 @@ def emit(
         if spec is not None:
             leaves[name] = spec
     notes = [f"train() of the graph module: {note}"] if note else []
+    notes += built.notes
     return Dense(program, graph_module, built.module, built.reason, leaves, notes), built

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from torch import nn
@@ -11,6 +11,7 @@ from ..inference.dimensions import width_of
 from ..inference.graph import Graph
 from ..ir.terms import Fixed, Var, resolve
 from .baked_sizes import Decision
+from .valid_config import accepted
 
 _KINDS = {
     "residual": ("hidden_size", "n_embd", "d_model", "dim", "embed_dim", "hidden_dim"),
@@ -35,7 +36,17 @@ _KINDS = {
     ),
     "kv-head": ("num_key_value_heads", "n_kv_heads"),
     "head-dim": ("head_dim", "d_kv", "attention_head_size", "kv_channels"),
+    "expert": (
+        "num_experts",
+        "num_local_experts",
+        "n_routed_experts",
+        "moe_num_experts",
+        "n_experts",
+        "num_routed_experts",
+        "moe_num_routed_experts",
+    ),
 }
+_COUNTS = ("head", "kv-head", "expert")  # kinds of which modules keep a count they rarely read
 
 
 # a hidden width whose activation adds is found as residual; kv heads without groups are heads
@@ -44,9 +55,12 @@ _LISTS = (("heads", "head"), ("hidden_size", "residual"), ("dim", "residual"))
 _SIDES = ("encoder", "decoder", "text", "vision")  # parts with sizes of their own
 
 
-def config_decision(graph: Graph, sizes: dict[Var, int], module: nn.Module) -> Decision | None:
+def config_decision(
+    graph: Graph, sizes: dict[Var, int], module: nn.Module, notes: list[str] | None = None
+) -> Decision | None:
     """What the configs inside a model would state about its new sizes, as one decision, for the
-    sizes on which all layers agree; None without a config or a change."""
+    sizes on which all layers agree; with `notes` only those that their own class accepts, and the
+    notes say which it does not. None without a config or a change."""
     values: dict[tuple[str, str], Any] = {}
     seen: set[int] = set()
     reads_head_width = any("head_dim" in vars(part) for part in module.modules())
@@ -61,7 +75,46 @@ def config_decision(graph: Graph, sizes: dict[Var, int], module: nn.Module) -> D
                 new |= _head_width(graph, sizes, inner)
             said = {key: value for key, value in new.items() if _readable(inner, key)}
             values.update({(path, f"{name}.{key}"): value for key, value in said.items()})
+    if notes is not None:
+        values = _accepted(values, module, notes)
     return Decision("config", ({}, values)) if values else None
+
+
+def _accepted(
+    values: dict[tuple[str, str], Any], module: nn.Module, notes: list[str]
+) -> dict[tuple[str, str], Any]:
+    """Those of the values that every config's class accepts."""
+    found: dict[tuple[str, str], Any] = {}
+    for path in dict.fromkeys(path for path, _ in values):
+        owner = module.get_submodule(path)
+        own = {k.partition(".")[2]: v for (p, k), v in values.items() if p == path}
+        taken, why = accepted(owner.config, own, owner)
+        found.update({(path, f"config.{key}"): own[key] for key in own if key in taken})
+        left = [f"{key} {value}" for key, value in own.items() if key not in taken]
+        if left:
+            name = type(owner.config).__name__
+            notes.append(f"{name} does not state {', '.join(left)}, which it refuses: {why}")
+    return found
+
+
+def count_decision(
+    graph: Graph, sizes: dict[Var, int], module: nn.Module, taken: Collection[tuple[str, str]]
+) -> Decision | None:
+    """Counts (of heads, of experts) that modules keep as attributes named as a config names them
+    and that no evidence speaks of: a loss may read them. None where there is none.
+
+    `taken`: (module path, attribute) that other decisions are about."""
+    values: dict[tuple[str, str], Any] = {}
+    for path, part in module.named_modules():
+        for kind in _COUNTS:
+            for key in _KINDS[kind]:
+                old = vars(part).get(key)
+                if (path, key) in taken or type(old) is not int:
+                    continue
+                new = _agreed(graph, sizes, kind, old, "")
+                if new is not None:
+                    values[path, key] = new
+    return Decision("count", ({}, values)) if values else None
 
 
 def _configs(config: Any, name: str) -> Iterator[tuple[str, Any]]:

@@ -26,7 +26,7 @@ from ..verify.difference import difference
 from .attention_scale import ScaleDecision, apply_scales, scale_decisions
 from .attribute_search import MAX_TRIALS, AttributeSearch, Outcome
 from .baked_sizes import find_decisions
-from .config_sizes import config_decision
+from .config_sizes import config_decision, count_decision
 from .depth import depth_decision, thinnings
 from .replay import add_tensor, copy_with
 from .resize_modules import Changes, resize_standard
@@ -40,7 +40,8 @@ class ModuleResult:
     """The smaller module, or None and why not. `attributes`: what was set on it besides tensors,
     {module path: {attribute: [old, new]}}, and `scales`: factors by tensor name, both as `replay`
     takes them. `thinning`: the modules that went with dropped branches. `lines`: the user's lines
-    that raised while sizes were tried, most often first."""
+    that raised while sizes were tried, most often first; `notes`: what a configuration does not
+    state."""
 
     module: nn.Module | None
     attributes: Changes
@@ -48,6 +49,7 @@ class ModuleResult:
     scales: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     thinning: Thinning = dataclasses.field(default_factory=Thinning)
     lines: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def build_module(
@@ -82,13 +84,17 @@ def build_module(
     sides = [rewrite(side, kept, on_use=True) for side in graph.sides]
     attributes = resize_standard(module, dense, *sides)
     sizes = {var: len(entries) for var, entries in kept.items()}
-    config = config_decision(graph, sizes, module)
+    notes: list[str] = []
+    # in a trial of a plan that nobody keeps nothing is asked of the configuration's class
+    config = config_decision(graph, sizes, module, notes if trials >= MAX_TRIALS else None)
     scales = scale_decisions(graph, dense, sizes, module)
     baked = [*scales, *find_decisions(graph, dense, sizes, module)]
+    places = {place for d in baked for choice in d.choices for place in choice}
+    last = [d for d in (count_decision(graph, sizes, module, places), config) if d is not None]
     outcomes: list[Outcome] = []
     for thinning in thinnings(graph):
         depth = depth_decision(module, thinning)
-        decisions = [*baked, *(d for d in (depth, config) if d is not None)]
+        decisions = [*baked, *([depth] if depth is not None else []), *last]
         search = AttributeSearch(module, decisions, _thin(compare, thinning), tolerance, trials)
         choice = search.run()
         if choice is not None:
@@ -99,8 +105,10 @@ def build_module(
         lines = Counter(outcome.line for outcome in outcomes if outcome.line)
         reason = _reason(outcomes[0], dense, {drop.result for drop in graph.drops})
         return ModuleResult(None, {}, reason, lines=tuple(n for n, _ in lines.most_common()))
-    if config and choice[-1] == 0 and search.agrees((*choice[:-1], 1)):
-        choice = (*choice[:-1], 1)
+    for place in range(len(choice) - len(last), len(choice)):  # what nothing may read
+        stated = (*choice[:place], 1, *choice[place + 1 :])
+        if choice[place] == 0 and search.agrees(stated):
+            choice = stated
     search.set(choice)
     for path, changes in search.changes(choice).items():
         attributes.setdefault(path, {}).update(changes)
@@ -109,7 +117,7 @@ def build_module(
         return ModuleResult(None, {}, "a scale that was moved into weights changes the graph")
     factors = {name: factor for d in taken for name, factor in d.factors.items()}
     thinning.apply(module)
-    return ModuleResult(module, attributes, scales=factors, thinning=thinning)
+    return ModuleResult(module, attributes, scales=factors, thinning=thinning, notes=tuple(notes))
 
 
 def _thin(
