@@ -23,6 +23,8 @@ CLOSE = 0.02  # a measured speed so near the target ends the loop
 STEP, STEPS = 0.03, 10  # how a budget moves on that gives widths already measured
 SLACK = 0.03  # a measured speed so much below the target still counts as met
 BOUND = 0.5  # of the time staying at the smallest widths is worth a word
+OVER = 0.05  # a measured time so much below the target's is more than was asked for: go back
+WIDENED = 5  # candidates measured between that one and the next wider, at most
 AIM = 0.005  # aimed beyond the target, so that noise does not fall short as often
 
 
@@ -75,7 +77,8 @@ class ClosedLoop:
         return self.target.value / self.original_ms
 
     def run(self) -> Reached:
-        """At most `ROUNDS` candidates are measured; of those fast enough the one of least loss."""
+        """At most `ROUNDS` candidates are measured, and `WIDENED` more where those are faster than
+        asked; of those fast enough the one nearest to the target."""
         wanted = self.wanted
         if wanted >= 1:
             return Reached(self.solver.at_share(1.0))
@@ -89,9 +92,30 @@ class ClosedLoop:
             point = self._measure(following)
             if abs(point.time / wanted - 1) <= CLOSE:
                 break
-        met = [p for p in self.points if self._fast_enough(p)]
+        self._widen()
         why = what_bounds(self.times, smallest.time) if smallest.time > BOUND else ""
-        return self._reached(min(met, key=lambda p: abs(p.time / wanted - 1)), True, why)
+        return self._reached(self._best(), True, why)
+
+    def _best(self) -> _Point:
+        """Of the measured candidates that are fast enough the one nearest to the target."""
+        met = [p for p in self.points if self._fast_enough(p)]
+        return min(met, key=lambda p: abs(p.time / self.wanted - 1))
+
+    def _widen(self) -> None:
+        """Where the best candidate is faster than asked, bisect between it and the least wide one
+        that is too slow: what it loses beyond the target is given away."""
+        for _ in range(WIDENED):
+            best = self._best()
+            wider = [p for p in self.points if p.ops > best.ops and not self._fast_enough(p)]
+            if best.time > self.wanted * (1 - OVER) or not wider:
+                return
+            above = min(wider, key=lambda p: p.ops)
+            following = self._solve((best.ops + above.ops) / 2 * self.full)
+            if any(p.allocation == following for p in self.points):
+                following = self.solver.between(best.allocation, above.allocation)
+            if any(p.allocation == following for p in self.points):
+                return
+            self._measure(following)
 
     def _next(self, wanted: float) -> Allocation | None:
         """What is predicted to take `wanted`, or, where that was measured, the next one on the side

@@ -136,6 +136,27 @@ class Solver:
         widths = sum(float(self.curves[d.name][allocation.widths[d.name]]) for d in self.dimensions)
         return widths + sum(float(self.curves[b][0]) for b in gone if b in self.curves)
 
+    def between(self, narrow: Allocation, wide: Allocation) -> Allocation:
+        """Half way from one allocation to a wider one, in each choice's own steps; branches that
+        differ are there. A dimension that is not mentioned has its full width."""
+        widths: dict[str, int] = {}
+        dropped: list[str] = []
+        for choice in self.choices:
+            if choice.branch:
+                gone = choice.branch in narrow.dropped and choice.branch in wide.dropped
+                dropped += [choice.branch] if gone else []
+                continue
+            ends = [
+                max(i for i, w in enumerate(choice.widths) if i == 0 or w <= least)
+                for least in (
+                    min(a.widths.get(d.name, self.highest[d.name]) for d in choice.dimensions)
+                    for a in (narrow, wide)
+                )
+            ]
+            width = choice.widths[sum(ends) // 2]
+            widths.update((d.name, width) for d in choice.dimensions)
+        return Allocation(widths, tuple(dropped))
+
     def at_share(self, share: float) -> Allocation:
         """This share of every dimension kept, as far as it is left, every branch there."""
         return Allocation(
