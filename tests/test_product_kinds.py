@@ -63,7 +63,8 @@ def test_batched_matrices_of_experts_are_no_heads() -> None:
 
 def test_sum_of_products_and_bilinear_form_are_of_hidden_units() -> None:
     def products(self: Any, x: Tensor) -> Tensor:
-        return self.head(torch.einsum("bsr,bsr,bsr->bs", self.a(x), self.b(x), self.c(x))[..., None])
+        summed = torch.einsum("bsr,bsr,bsr->bs", self.a(x), self.b(x), self.c(x))
+        return self.head(summed[..., None])
 
     def form(self: Any, x: Tensor) -> Tensor:
         return self.head(torch.einsum("bsi,oij,bsj->bso", self.a(x), self.w, self.b(x)))
