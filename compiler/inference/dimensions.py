@@ -108,7 +108,7 @@ def _members(inference: Inference) -> dict[Var, list[tuple[str, int]]]:
 def _kinds(inference: Inference, members: Iterable[Var]) -> dict[Var, str]:
     roles: dict[Var, set[str]] = defaultdict(set)
     for term, role in inference.roles:
-        if role in ("head", "repeat", "group", "expert", "mixed"):
+        if role in ("head", "repeat", "group", "expert"):
             for var in variables(term):
                 roles[var].add(role)
         else:
@@ -128,8 +128,6 @@ def _kinds(inference: Inference, members: Iterable[Var]) -> dict[Var, str]:
             kind = "query-group"
         elif "head" in own:
             kind = "kv-head" if var in shared else "head"
-        elif "mixed" in own:
-            kind = "expert"
         else:
             order = ("head-dim", "group", "residual", "channel", "hidden")
             kind = next((k for k in order if k in own), "other")

@@ -13,7 +13,6 @@ from ..ir.terms import Fixed, Reason, block, fresh, variables
 from .constants import integer_constants
 from .numbers import fix, item, settle
 from .orders import fix_orders
-from .products import product_roles
 from .rule import (
     SELECTION,
     Inference,
@@ -50,7 +49,6 @@ def _typed(program: Program, constants: dict[fx.Node, torch.Tensor]) -> Inferenc
         own = name.startswith(SELECTION)
         inference.tensors[name] = [Fixed(s, INDEX) if own else fresh(s) for s in tensor.shape]
     _walk(program, inference)
-    inference.roles += product_roles(inference)
     return inference
 
 

@@ -18,7 +18,6 @@ from torch import fx
 from ..errors import RuleError
 from ..ir.program import fake_value, is_symbolic, shape_of, source_line
 from ..ir.terms import Fixed, Reason, Term, block, fresh, known_size, take, unify, variables
-from .products import Product
 
 SELECTION = "prunec_gather_"  # the index of a selection that prunec put into the graph
 Terms = list[Term]
@@ -158,7 +157,6 @@ class Inference:
     sinks: list[Sink] = dataclasses.field(default_factory=list)
     statistics: list[Statistic] = dataclasses.field(default_factory=list)
     roles: list[tuple[Term, str]] = dataclasses.field(default_factory=list)
-    products: list[Product] = dataclasses.field(default_factory=list)
     minimums: list[tuple[Term, int]] = dataclasses.field(default_factory=list)
     costs: list[tuple[fx.Node, Terms]] = dataclasses.field(default_factory=list)
     rewrites: dict[fx.Node, list[Callable[[NodeRewriter], None]]] = dataclasses.field(
@@ -279,19 +277,6 @@ class RuleContext:
     def role(self, term: Term, kind: str) -> None:
         """How a dimension is used: the source of its kind."""
         self.inference.roles.append((term, kind))
-
-    def product(
-        self,
-        operands: tuple[fx.Node, ...],
-        summed: tuple[Term, ...],
-        own: tuple[tuple[Term, ...], ...],
-        shared: tuple[Term, ...],
-        widths: tuple[Term, ...],
-        stacked: tuple[Term, ...] = (),
-    ) -> None:
-        """The op multiplies values of the model with each other; see `Product`."""
-        product = Product(self.node, operands, summed, own, shared, widths, stacked)
-        self.inference.products.append(product)
 
     def at_least(self, term: Term, size: int) -> None:
         """Keep at least this many entries."""

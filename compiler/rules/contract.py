@@ -36,8 +36,11 @@ def contract_matrices(c: RuleContext, a: fx.Node, b: fx.Node, bias: Any = None) 
     weight = None if len(live) != 1 else (b if live[0] is a else a)
     c.contract(k_left, operands, out, weight)
     if len(live) == 2:
-        own = ((s[-2],) if left else (), (t[-1],) if right else ())
-        c.product((a, b), (k_left,), own, tuple(batch), (k_left, *own[1]))
+        for term in batch:
+            c.role(term, "head")
+        c.role(k_left, "head-dim")
+        if right:
+            c.role(t[-1], "head-dim")
     elif weight is b and right:
         c.role(t[-1], "hidden")
     elif weight is a and left:
@@ -195,40 +198,19 @@ def einsum(c: RuleContext, equation: str, tensors: Any) -> Terms:
     for k, letter in enumerate(summed):
         others = [terms[x] for x in summed[k + 1 :]]
         c.contract(terms[letter], places[letter], [*out, *others], weight, counted=k == 0)
-    _einsum_roles(c, terms, places, right, live)
+    _einsum_roles(c, terms, places, right, len(live) > 1)
     return out
 
 
 def _einsum_roles(
-    c: RuleContext,
-    terms: dict[str, Term],
-    places: dict[str, list[tuple[fx.Node, int]]],
-    right: str,
-    live: list[fx.Node],
+    c: RuleContext, terms: dict[str, Term], places: dict[str, Any], right: str, attention: bool
 ) -> None:
-    """What a weight alone brings to the result are hidden units; the axes of a product of values of
-    the model are told later, by what surrounds it."""
-    of_live = {letter: [x for x, _ in own if x in live] for letter, own in places.items()}
-    weighed = {letter for letter, own in places.items() if len(own) > len(of_live[letter])}
     for letter, term in terms.items():
-        if letter in right and not of_live[letter] and len(places[letter]) == 1:
+        if attention:
+            shared = len(places[letter]) > 1
+            c.role(term, "head" if shared and letter in right else "head-dim")
+        elif letter in right and len(places[letter]) == 1:
             c.role(term, "hidden")
-    if len(live) < 2:
-        return
-    summed = [x for x in terms if x not in right and len(of_live[x]) > 1]
-    if not summed and weighed:  # a bilinear form: each value by the weight
-        return
-    own = tuple(
-        tuple(
-            terms[x] for x in terms if of_live[x] == [operand] and (x in right or x in weighed)
-        )
-        for operand in live
-    )
-    shared = tuple(terms[x] for x in terms if x in right and len(of_live[x]) > 1)
-    stacked = tuple(terms[x] for x in summed if x in weighed)
-    between = tuple(terms[x] for x in summed)
-    widths = (*between, *(term for terms_of in own for term in terms_of))
-    c.product(tuple(live), between, own, shared, widths, stacked)
 
 
 def _expand_ellipsis(
