@@ -9,7 +9,6 @@ from typing import Annotated, Any, NoReturn
 
 import torch
 import typer
-from rich.console import Console
 
 from .capture.capture import capture
 from .commands.bench import bench_command
@@ -17,6 +16,7 @@ from .commands.compile import CompileOptions, compile_command
 from .commands.interruption import interruptible
 from .commands.open_model import open_model
 from .commands.verify import verify_command
+from .console import plain_console
 from .errors import PrunecError
 
 app = typer.Typer(
@@ -25,11 +25,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console(width=None if sys.stdout.isatty() else 120)  # files and pipes: whole tables
+console = plain_console(width=None if sys.stdout.isatty() else 120)  # files and pipes: whole tables
 # Options that only some of a compile reads, by their names here.
-OF_A_COMPILE = (
-    *("emit", "rounds", "checkpoint", "floor", "steps", "learning_rate", "no_measure", "strict"),
-)
+OF_A_COMPILE = ("emit", "rounds", "checkpoint", "floor", "no_measure", "strict")
 OF_DATA = ("task", "columns", "max_length", "pad_to", "batch_size", "max_samples")
 OF_TRAINING = ("split", "steps", "learning_rate")
 INTERRUPTED = 130  # the exit code of a process ended by Ctrl-C
@@ -169,10 +167,18 @@ def compile_(
         raise typer.BadParameter("give one of --target and --sweep", param_hint="--target")
     if sweep is not None:
         _name_unused(context, "with --sweep", (*OF_A_COMPILE, "dry_run"))
+        asked = {"--steps": steps, "--learning-rate": learning_rate}
+        trained = [word for word, given in asked.items() if given]
+        if trained:
+            console.print(
+                f"note: a sweep trains nothing; {' and '.join(trained)} will count when one of its "
+                "targets is compiled with --target"
+            )
     elif dry_run:
         _name_unused(context, "with --dry-run", ("rounds", "checkpoint"))
     if data is None:
-        unread = (*OF_TRAINING, *(OF_DATA if eval_data is None else ()))
+        training = OF_TRAINING if sweep is None else ("split",)
+        unread = (*training, *(OF_DATA if eval_data is None else ()))
         _name_unused(context, "without --data", unread)
     elif steps == 0:
         _name_unused(context, "with --steps 0", ("learning_rate",))
@@ -248,7 +254,7 @@ def explain(
         outputs=outputs,
         untie_tables=untie_tables,
     )
-    console.print(graph.explain(members), markup=False, highlight=False, soft_wrap=True)
+    console.print(graph.explain(members), soft_wrap=True)
 
 
 @app.command()
@@ -311,7 +317,7 @@ def _fail(error: Exception) -> NoReturn:
 
 
 def _say(text: str) -> None:
-    Console(stderr=True).print(f"prunec: {text}", markup=False, highlight=False, soft_wrap=True)
+    plain_console(stderr=True).print(f"prunec: {text}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,11 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from .capture.batches import to_device, unlabelled
+from .artifact.place import refuse_file
+from .capture.batches import held_batches, to_device, unlabelled
 from .capture.capture import capture
+from .capture.inputs import positional
+from .capture.models import plain_model
 from .capture.untouched import untouched
 from .cause import cause
 from .digest import content_digest
@@ -23,6 +26,7 @@ from .emit.replay import computed
 from .errors import PlanError, QualityError, TargetError
 from .inference.graph import Graph
 from .measure.model_timing import compare_modules
+from .option_types import checked, shown
 from .passmanager import Callback, Pass, PassManager
 from .processes import on_first
 from .quality import score
@@ -36,12 +40,13 @@ ATTEMPTS = 3  # at a steady timing
 SPEED_SLACK = 0.95  # timings are noisy; a speed below this share of the target is reported
 
 
+@checked("model", "args", "target", "device")
 def compile(
     model: nn.Module,
-    args: tuple[Any, ...] | Tensor | None = None,
+    args: Sequence[Any] | Tensor | None = None,
     *,
     target: Target,
-    kwargs: dict[str, Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     outputs: Sequence[str | int] | str | int | None = None,
     untie_tables: bool = False,
@@ -82,15 +87,17 @@ def compile(
     (nothing finite to compare, or outputs that no mistake would move) raises VerificationError
     instead of heading the report.
 
-    Raises CaptureError, TargetError, PlanError, VerificationError, QualityError.
+    Raises ArgumentError, CaptureError, TargetError, PlanError, VerificationError, QualityError.
     """
     if not isinstance(target, Target):
-        raise TargetError("target is a Target, as in Target(speedup=2.0).")
+        raise TargetError(f"target is a Target, as in Target(speedup=2.0), not {shown(target)}.")
     if not 0 <= floor <= 1:
         raise PlanError(f"floor={floor} is no share of the original's value: give 0 to 1.")
     check_mode(keep_class)
-    call: tuple[Any, ...] = (args,) if isinstance(args, Tensor) else tuple(args or ())
+    model, call = plain_model(model), positional(args)
     kwargs = dict(kwargs or {})
+    if checkpoint is not None:
+        refuse_file(pathlib.Path(checkpoint))
     subject = model
     if device is not None:
         call, kwargs = to_device(call, device), to_device(kwargs, device)
@@ -99,7 +106,7 @@ def compile(
             subject = copy.deepcopy(model, dict(computed(model))).to(device)
     if calibration is None and "labels" not in (kwargs or {}):  # a loss in the graph reads them
         calibration = unlabelled(train, model, kwargs)
-    held = [to_device(b, device) for b in calibration or ()] or None
+    held = [to_device(b, device) for b in held_batches(calibration)] or None
     training = {m: m.training for m in subject.modules()}
     kept = contextlib.ExitStack()
     kept.enter_context(untouched(model, shared=False))

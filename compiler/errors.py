@@ -34,6 +34,10 @@ class PlanError(PrunecError):
     """A plan names dimensions or indices that the model does not have, or would change nothing."""
 
 
+class ArgumentError(PlanError, TypeError):
+    """An argument or option is missing, unknown, or of a type that it does not take."""
+
+
 class PassOrderError(PrunecError):
     """A pass stands where its needs are not met; raised before anything runs."""
 

@@ -10,9 +10,11 @@ from typing import Any, ClassVar
 from .compilation import Compilation
 from .errors import PassOrderError, PlanError
 from .inference.graph import Graph
+from .option_types import CheckedOptions, checked, require, shown
 from .report import PassReport
 from .result import Result
 from .rounds import continue_from, smaller_state, take_scores
+from .user_code import call_user, user_batches
 from .verify.backends import check_backends
 from .verify.check import require_proven
 from .verify.structure import check_finite, check_structure
@@ -30,12 +32,13 @@ class PassResult:
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-class Pass:
+class Pass(metaclass=CheckedOptions):
     """One step of a pipeline. Subclass as a dataclass: its fields are its options.
 
     `needs` and `provides` name facts about the compilation: "scores", "widths", "plan", "dense".
     `forbids` names facts that must not hold yet ("dense": the graph has been rewritten).
     `run` may raise any `PrunecError`; the manager verifies the compilation after it returns.
+    Options that the annotations do not fit raise ArgumentError.
     """
 
     name: ClassVar[str] = ""
@@ -44,7 +47,7 @@ class Pass:
     forbids: ClassVar[tuple[str, ...]] = ()
 
     def run(self, state: Compilation) -> PassResult:
-        raise NotImplementedError(f"{type(self).__name__} does not say what it does")
+        raise PlanError(f"{type(self).__name__} does not say what it does: give it a method run.")
 
     def options(self) -> dict[str, Any]:
         """The options as JSON types, for the report; a data loader becomes its type's name, and a
@@ -76,10 +79,14 @@ class PassManager:
     """
 
     def __init__(self, passes: Sequence[Pass], callback: Callback | None = None) -> None:
+        if not isinstance(passes, Sequence) or isinstance(passes, str):
+            raise PassOrderError(f"PassManager takes a list of passes, not {shown(passes)}.")
+        require("PassManager", "callback", Callback | None, callback)
         self.passes = list(passes)
         self.callback = callback
         check_order(self.passes)
 
+    @checked()
     def run(
         self,
         graph: Graph,
@@ -99,7 +106,8 @@ class PassManager:
         from .capture.batches import forward_arguments
 
         batches = [
-            graph.program.flat_inputs(*forward_arguments(item)) for item in calibration or ()
+            graph.program.flat_inputs(*forward_arguments(item))
+            for item in user_batches("calibration", calibration or ())
         ]
         state = Compilation(graph, batches)
         reports: list[PassReport] = []
@@ -117,7 +125,7 @@ class PassManager:
             summary = f"round {state.round}: " * (state.round > 1) + result.summary
             reports.append(PassReport(step.name, step.options(), summary, result.details, seconds))
             if self.callback is not None:
-                self.callback(step, result, seconds)
+                call_user("callback", self.callback, step, result, seconds)
         if not (state.plan.kept or state.plan.dead or state.plan.dropped or state.masks):
             raise PlanError(
                 "the pipeline changed nothing: no dimension was pruned, no branch dropped. Lower "

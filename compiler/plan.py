@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from . import plan_data as read
 from .capture.capture import capture
+from .capture.models import plain_model
 from .emit.leaf_modules import emit_graph_module, leaf_specs
 from .emit.replay import replay
 from .emit.thin_modules import Thinning
@@ -19,6 +20,7 @@ from .errors import PlanError
 from .inference.graph import Graph
 from .ir.drop import CONSTANT, Drop
 from .ir.terms import Var, variables
+from .option_types import checked, shown
 from .rewrite.dead import find_dead
 from .rewrite.depth import without_branches
 from .rewrite.rewrite import rewrite
@@ -62,6 +64,7 @@ class Plan:
         """Whether two plans do the same, with or without their graphs."""
         return isinstance(other, Plan) and self.to_json() == other.to_json()
 
+    @checked("entries")
     def remove(self, name: str, entries: Tensor | list[int]) -> int:
         """Plan to remove entries (indices of the original dimension); returns how many are new.
 
@@ -69,7 +72,12 @@ class Plan:
         when fewer than the dimension's minimum would stay.
         """
         dimension = self._dimension(name)
-        gone = set(torch.as_tensor(entries, dtype=torch.int64).reshape(-1).tolist())
+        try:
+            gone = set(torch.as_tensor(entries, dtype=torch.int64).reshape(-1).tolist())
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise PlanError(
+                f"the entries to remove of '{name}' are whole numbers, not {shown(entries)}."
+            ) from error
         if any(i < 0 or i >= dimension.size for i in gone):
             raise PlanError(
                 f"'{name}' has {dimension.size} entries; {sorted(gone)} is out of range."
@@ -141,11 +149,12 @@ class Plan:
         """What the module back end takes out of the user's class."""
         return Thinning(self.members, self.stubs)
 
+    @checked("model", "args")
     def apply(
         self,
         model: nn.Module,
-        args: tuple[Any, ...] | None = None,
-        kwargs: dict[str, Any] | None = None,
+        args: Sequence[Any] | Tensor | None = None,
+        kwargs: Mapping[str, Any] | None = None,
     ) -> nn.Module:
         """The smaller model made from a fresh copy of the original, which is not changed.
 
@@ -153,6 +162,7 @@ class Plan:
         graph: the model is captured with `args`, `kwargs` and rewritten. Trained weights are not
         part of a plan. Raises PlanError when the model does not fit.
         """
+        model = plain_model(model)
         check_fits(self, model)
         if self.backend == "module":
             return replay(
@@ -205,13 +215,17 @@ class Plan:
         )
 
     @classmethod
+    @checked()
     def from_json(cls, text: str) -> Plan:
         """Read `to_json`'s text. Raises PlanError when it is no plan, or of another version."""
         try:
             data = read.read_json(text)
             version = data["version"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise PlanError(f"this is not a plan: {error!r}.") from error
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise PlanError(
+                "this is not a plan: pass the text that Plan.to_json gave (plan.json of an "
+                "artifact)."
+            ) from error
         if type(version) is not int or version not in _READS:
             raise PlanError(
                 f"the plan has version {str(version)[:20]}; this prunec reads version {VERSION}."
@@ -238,7 +252,9 @@ class Plan:
                 _shapes=shapes,
             )
         except KeyError as error:
-            raise PlanError(f"the plan is damaged: it has no {error}.") from error
+            raise PlanError(
+                f"the plan is damaged (it has no {error}): write it by Plan.to_json."
+            ) from error
 
 
 def tensor_slices(graph: Graph, kept: Kept) -> dict[str, dict[int, Tensor]]:

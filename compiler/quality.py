@@ -14,6 +14,7 @@ from .capture.eval_mode import eval_mode
 from .capture.examples import copied_call
 from .capture.untouched import untouched
 from .errors import QualityError
+from .user_code import as_number, call_user
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -21,16 +22,14 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 def score(evaluate: Callable[[nn.Module], Any], model: nn.Module, *, original: bool) -> float:
     """What `evaluate` gives for the model. Raises QualityError where that is no number, and for the
     original also where it is not finite, since nothing could be held against it."""
-    given = evaluate(model)
-    try:
-        found = None if isinstance(given, str) else float(given)
-    except (TypeError, ValueError, RuntimeError):  # the last by tensors of several numbers
-        found = None
+    name = getattr(evaluate, "name", getattr(evaluate, "__name__", "evaluate"))
+    which = "original" if original else "smaller"
+    given = call_user(f"{name} on the {which} model", evaluate, model)
+    found = as_number(given)
     if found is None or (original and not math.isfinite(found)):
-        name = getattr(evaluate, "name", getattr(evaluate, "__name__", "evaluate"))
         shown = f"{type(given).__name__} ({str(given)[:80]})"
         raise QualityError(
-            f"{name} gave {shown} for the {'original' if original else 'smaller'} model: let it "
+            f"{name} gave {shown} for the {which} model: let it "
             "return one finite number, higher is better."
         )
     return found

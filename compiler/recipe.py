@@ -10,8 +10,9 @@ import tomllib
 from collections.abc import Mapping
 from typing import Any
 
+from .cause import cause
 from .errors import PlanError
-from .option_types import check_options
+from .option_types import check_options, shown
 from .passmanager import Pass
 
 GROUP = "prunec.passes"
@@ -51,7 +52,9 @@ def read_recipe(path: str | pathlib.Path | None) -> list[dict[str, Any]]:
         try:
             text = pathlib.Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise PlanError(f"recipe {path} cannot be read: {error}.") from error
+            raise PlanError(
+                f"recipe {path} cannot be read ({cause(error)}): check the path."
+            ) from error
     try:
         entries = tomllib.loads(text).get("pass", [])
     except tomllib.TOMLDecodeError as error:
@@ -59,6 +62,10 @@ def read_recipe(path: str | pathlib.Path | None) -> list[dict[str, Any]]:
     tables = isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
     if not entries or not tables or any("use" not in entry for entry in entries):
         raise PlanError(f'recipe {path} needs [[pass]] entries, each with use = "pass-name".')
+    for entry in entries:
+        for key in _CONDITIONS:
+            if not isinstance(entry.get(key, ""), str):
+                raise PlanError(f"recipe {path}: {key} is a text, not {shown(entry[key])}.")
     return entries
 
 
@@ -109,11 +116,6 @@ def build_pipeline(
     offered = {**supplies, "train_loader": supplies.get("train")}
     for entry in entries:
         own = {k.replace("-", "_"): v for k, v in entry.items() if k not in _CONDITIONS}
-        missing_supply = _unmet(entry, supplies)
-        if missing_supply is not None:
-            if missing_supply:
-                left_out.setdefault(missing_supply, []).append(entry["use"])
-            continue
         cls = pass_class(entry["use"])
         fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
         own.update((options or {}).get(entry["use"], {}))
@@ -122,7 +124,12 @@ def build_pipeline(
             raise PlanError(
                 f"pass '{entry['use']}' has no option '{unknown[0]}'; it has {', '.join(fields)}."
             )
-        check_options(entry["use"], cls, own)
+        check_options(f"pass '{entry['use']}'", cls, own)
+        missing_supply = _unmet(entry, supplies)
+        if missing_supply is not None:
+            if missing_supply:
+                left_out.setdefault(missing_supply, []).append(entry["use"])
+            continue
         for name, value in offered.items():
             if name in fields and name not in own and value is not None:
                 own[name] = value

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from .console import PlainTable, plain_console
 from .measure.cost import Cost
 from .measure.timing import Comparison
 from .onnx_files.export import OnnxReport
@@ -118,7 +119,7 @@ class Report:
 
     def _sizes(self) -> Table:
         title = f"{self.model}" + (f", target {self.target}" if self.target else "")
-        table = Table(title=title, title_justify="left")
+        table = PlainTable(title=title, title_justify="left")
         for column in ("", "before", "after", "kept"):
             table.add_column(column, justify="left" if not column else "right")
         rows: list[tuple[str, float, float]] = [
@@ -138,7 +139,7 @@ class Report:
     def _branches(self) -> Table:
         gone = [b for b in self.branches if b.state == "dropped"]
         title = f"{len(gone)} branches and blocks dropped of {len(self.branches)}"
-        table = Table(title=title, title_justify="left")
+        table = PlainTable(title=title, title_justify="left")
         for column in ("dropped", "parameters", "output error", "in its place"):
             right = column in ("parameters", "output error")
             table.add_column(column, justify="right" if right else "left")
@@ -148,7 +149,7 @@ class Report:
         return table
 
     def _aim(self) -> Table:
-        table = Table(title="target", title_justify="left")
+        table = PlainTable(title="target", title_justify="left")
         for column in ("asked", "predicted", "measured"):
             table.add_column(column)
         if self.aim is not None and self.aim.measured is not None:
@@ -157,7 +158,7 @@ class Report:
         return table
 
     def _speed(self) -> Table:
-        table = Table(title="speed, measured side by side", title_justify="left")
+        table = PlainTable(title="speed, measured side by side", title_justify="left")
         for column in ("runtime", "batch", "before ms", "after ms", "ratio", "95 %", "A/A"):
             table.add_column(column, justify="right" if column != "runtime" else "left")
         for c in self.latency:
@@ -181,7 +182,7 @@ class Report:
         return table
 
     def _checks(self) -> Table:
-        table = Table(title="errors measured", title_justify="left")
+        table = PlainTable(title="errors measured", title_justify="left")
         for column in ("check", "relative error", "judged in", ""):
             table.add_column(column)
         for check in self.checks:
@@ -213,7 +214,7 @@ class Report:
 
     def __str__(self) -> str:
         stream = io.StringIO()
-        console = Console(file=stream, width=110)
+        console = plain_console(stream, 110)
         self.print(console)
         return stream.getvalue()
 
@@ -225,12 +226,14 @@ class Report:
             console.print(table)
         states = Counter(d.state for d in self.dimensions)
         gone = f", {states['dropped']} gone with dropped branches" if states["dropped"] else ""
+        plain: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
         console.print(
             f"{states['pruned']} dimensions pruned, {states['kept']} kept, "
-            f"{states['blocked']} blocked{gone}; emitted as {self.emitted}"
+            f"{states['blocked']} blocked{gone}; emitted as {self.emitted}",
+            **plain,
         )
         for note in self.notes:
-            console.print(f"note: {note}", highlight=False)
+            console.print(f"note: {note}", **plain)
 
 
 def _kept(old: float, new: float) -> str:

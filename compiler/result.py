@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch.utils._pytree as pytree
@@ -17,17 +17,19 @@ from .artifact.save import save_artifact, weight_bytes
 from .capture.batch import batch_size, resize_batch
 from .capture.batches import forward_arguments
 from .compilation import Compilation
-from .errors import ExportError, PlanError
+from .errors import ArtifactError, ExportError, PlanError
 from .inference.graph import Graph
 from .measure.cost import Cost, cost
 from .measure.model_timing import compare_modules
 from .measure.timing import Comparison
 from .onnx_files.export import OnnxReport, export_onnx
 from .onnx_files.quantize import QuantizeReport, quantize_onnx
+from .option_types import checked, shown
 from .plan import Plan
 from .report import DimensionReport, PassReport, Report
 from .rewrite.rewrite import rewrite
 from .rewrite.slicing import cut_tensor
+from .user_code import user_batches
 from .verify.backends import check_backends
 from .verify.check import NOT_PROVEN, Check, headline, require_proven
 from .verify.prove import prove, verification_inputs
@@ -93,6 +95,7 @@ class Result:
         program = self._state.graph.program
         return program.args, program.kwargs
 
+    @checked()
     def verify(self, seed: int = 101, strict: bool = False) -> Verification:
         """Prove the result once more, on new random inputs.
 
@@ -117,6 +120,7 @@ class Result:
             errors.get("zero mask"), errors.get("module == program"), (*checks, *agreements)
         )
 
+    @checked()
     def measure(
         self, runtime: str = "torch", batch: int | None = None, **options: Any
     ) -> Comparison:
@@ -135,6 +139,7 @@ class Result:
         self.report.latency.append(comparison)
         return comparison
 
+    @checked()
     def measure_all(
         self, runtimes: Sequence[str] = ("torch",), onnx: pathlib.Path | None = None, **options: Any
     ) -> None:
@@ -168,6 +173,7 @@ class Result:
         ]
         return found or [None]
 
+    @checked()
     def export_onnx(self, path: str | pathlib.Path, **options: Any) -> OnnxReport:
         """Export to ONNX with a dynamic batch, check the file and compare it with the model in
         onnxruntime. Falls back to the graph module where the module does not export. Raises
@@ -184,12 +190,13 @@ class Result:
                 raise
             return export_onnx(self.graph_module, args, kwargs, path, **options)
 
+    @checked()
     def quantize_onnx(
         self,
         path: str | pathlib.Path,
         mode: str = "dynamic",
         *,
-        calibration: Sequence[Any] | None = None,
+        calibration: Iterable[Any] | None = None,
         measure: Sequence[int | None] = (),
     ) -> QuantizeReport:
         """Export to ONNX with int8 weights, by onnxruntime's quantiser; sizes, errors and times go
@@ -201,7 +208,7 @@ class Result:
         """
         program = self._state.graph.program
         if calibration is not None:
-            calls = [forward_arguments(item) for item in calibration]
+            calls = [forward_arguments(b) for b in user_batches("calibration", calibration)]
         else:
             flat = self._state.calibration
             calls = [pytree.tree_unflatten(list(f), program.in_spec) for f in flat]
@@ -227,6 +234,7 @@ class Result:
         self.report.int8 = report
         return report
 
+    @checked()
     def save(
         self,
         directory: str | pathlib.Path | OutputPlace,
@@ -247,6 +255,12 @@ class Result:
         that, and the error (its `kept`) says so. What cannot be written there is kept elsewhere,
         and the error says where. Raises ArtifactError, ExportError.
         """
+        for name, companion in companions.items():
+            if companion is not None and not hasattr(companion, "save_pretrained"):
+                raise ArtifactError(
+                    f"{name} is {shown(companion)}, which has no save_pretrained: pass a tokenizer "
+                    "or processor of transformers, or leave it out."
+                )
         steps: list[Step] = [("the sizes on disk", self._sizes_on_disk)]
         if onnx:
             steps.append(("model.onnx", self._onnx_file))

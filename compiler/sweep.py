@@ -10,16 +10,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from .capture.batches import forward_arguments, to_device
+from .capture.batches import forward_arguments, held_batches, to_device
 from .capture.capture import capture
 from .capture.eval_mode import eval_mode
+from .capture.inputs import positional
+from .capture.models import plain_model
 from .compilation import Compilation
+from .console import PlainTable, plain_console
 from .emit.class_needs import check_mode
 from .errors import PlanError, TargetError
+from .option_types import checked, shown
 from .passmanager import Pass, PassManager, PassResult
 from .quality import output_error, score
 from .recipe import build_pipeline, read_recipe
@@ -68,7 +71,8 @@ class Sweep:
 
     def table(self) -> Table:
         """A row for each target; `*` marks the Pareto front."""
-        table = Table(title=f"{self.model}: {self.runtime} on {self.device}", title_justify="left")
+        title = f"{self.model}: {self.runtime} on {self.device}"
+        table = PlainTable(title=title, title_justify="left")
         names = ["asked", "predicted", "measured", "95 %", "parameters", "MACs", "output error"]
         judged = any(r.evaluate is not None for r in self.rows)
         for name in [*names, *(["evaluate"] if judged else []), "front"]:
@@ -100,7 +104,7 @@ class Sweep:
 
     def __str__(self) -> str:
         stream = io.StringIO()
-        Console(file=stream, width=120).print(self.table())
+        plain_console(stream, 120).print(self.table())
         return stream.getvalue()
 
 
@@ -117,12 +121,13 @@ class _KnownScores(Pass):
         return PassResult(False, "measured once for all targets")
 
 
+@checked("model", "args", "targets")
 def sweep(
     model: nn.Module,
-    args: tuple[Any, ...] | Tensor | None = None,
+    args: Sequence[Any] | Tensor | None = None,
     *,
     targets: Sequence[Target],
-    kwargs: dict[str, Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
     outputs: Sequence[str | int] | str | int | None = None,
     untie_tables: bool = False,
     calibration: Iterable[Any] | None = None,
@@ -139,17 +144,22 @@ def sweep(
     for no target or targets of several runtimes or batches, PlanError for a recipe that has no
     pass which takes the target, and for a plan that is refused whatever the target.
     """
+    if not isinstance(targets, Sequence) or not all(isinstance(t, Target) for t in targets):
+        raise TargetError(
+            f"targets is a list of Targets, as in [Target(speedup=1.5), Target(speedup=2)], not "
+            f"{shown(targets)}."
+        )
     settings = {(t.runtime, t.batch) for t in targets}
     if len(settings) != 1:
         raise TargetError("a sweep takes one target or more, all of one runtime and batch.")
     check_mode(keep_class)
-    call: tuple[Any, ...] = (args,) if isinstance(args, Tensor) else tuple(args or ())
+    model, call = plain_model(model), positional(args)
     with eval_mode(model):
         graph = capture(
             model, call, kwargs=dict(kwargs or {}), outputs=outputs, untie_tables=untie_tables
         )
         program = graph.program
-        held = [to_device(b, program.device()) for b in calibration or ()]
+        held = [to_device(b, program.device()) for b in held_batches(calibration)]
         entries = read_recipe(recipe)
         supplies = {"target": targets[0], "train": None, "calibration": held or None}
         supplies["keep_class"] = keep_class

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
+from typing import Any
 
 from .errors import TargetError
+from .option_types import shown, takes
 
 SHARES = ("width", "params", "macs", "bytes")
 AIMS = (*SHARES, "speedup", "latency_ms", "error")
@@ -34,7 +37,19 @@ class Target:
     runtime: str = "torch"
     batch: int | None = None
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Target:
+        try:
+            inspect.signature(cls.__init__).bind(None, *args, **kwargs)
+        except TypeError as error:
+            raise TargetError(
+                f"Target: {error}; it has {', '.join(AIMS)}, and beside one of them runtime, batch."
+            ) from error
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
+        for name in AIMS:
+            if not takes(float | None, value := getattr(self, name)):
+                raise TargetError(f"{name} is a finite number, not {shown(value)}.")
         given = [k for k in AIMS if getattr(self, k) is not None]
         if len(given) != 1:
             raise TargetError(
@@ -48,9 +63,11 @@ class Target:
         if value <= 0:
             raise TargetError(f"{self.kind} must be positive, not {value}.")
         if self.runtime not in RUNTIMES:
-            raise TargetError(f"runtime is one of {', '.join(RUNTIMES)}, not '{self.runtime}'.")
-        if self.batch is not None and self.batch < 1:
-            raise TargetError(f"batch is a number of samples, at least 1, not {self.batch}.")
+            raise TargetError(
+                f"runtime is one of {', '.join(RUNTIMES)}, not {shown(self.runtime)}."
+            )
+        if not takes(int | None, self.batch) or (self.batch is not None and self.batch < 1):
+            raise TargetError(f"batch is a number of samples, at least 1, not {shown(self.batch)}.")
 
     @property
     def kind(self) -> str:

@@ -305,8 +305,12 @@ class AllocateWidths(Pass):
         by_name, widths = state.graph.dimensions, state.widths or {}
         sizes: dict[Any, int] = {by_name[name].var: size for name, size in widths.items()}
         before, after = cost(state.graph.whole), cost(state.graph, sizes)
-        macs = after.macs / before.macs if before.macs else 1.0
-        return f"{after.params / before.params:.1%} of parameters, {macs:.1%} of MACs"
+        words = {"params": "parameters", "macs": "MACs", "bytes": "bytes"}
+        pairs = {k: (getattr(after, k), getattr(before, k)) for k in words}
+        kinds = ["params", "macs"] if before.params else ["bytes", "macs"]  # weights as buffers
+        return ", ".join(
+            f"{pairs[k][0] / pairs[k][1]:.1%} of {words[k]}" for k in kinds if pairs[k][1]
+        )
 
 
 def _counted(state: Compilation, solver: Solver, target: Target) -> Reached:
@@ -315,7 +319,12 @@ def _counted(state: Compilation, solver: Solver, target: Target) -> Reached:
     chosen = [d.var for d in solver.dimensions if d.var is not None]
     nesting = solver.depth.nesting if solver.depth is not None else None
     model = counted(state.graph, target.kind, chosen, nesting)
-    full = max(counted(state.graph.whole, target.kind, []).total(), 1)
+    full = counted(state.graph.whole, target.kind, []).total()
+    if not full:
+        raise TargetError(
+            f"{target} is a share of nothing: the model has no {target.kind}, so aim at another, "
+            "as bytes=0.5."
+        )
     limit = budget = full * target.value
 
     def total_of(allocation: Allocation) -> float:

@@ -13,11 +13,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from ..compiler.capture.batches import Device
+from ..compiler.console import plain_console
 from ..compiler.digest import content_digest
 from ..compiler.passmanager import Pass, PassResult
 from .distillation.borrowed import device_of, on_device, refuse_shared, seeded, teacher_on
@@ -304,7 +304,7 @@ class Distill(Pass):
 
     @contextmanager
     def _bar(self) -> Iterator[Callable[[int, int, float], None]]:
-        console = Console(stderr=True)
+        console = plain_console(stderr=True)
         with Progress(
             TextColumn("distill"),
             BarColumn(),

@@ -34,11 +34,12 @@ class PruneChannels(Pass):
 
     `ratio`: the share removed of every dimension, or a mapping from pattern to share (first match
     counts, others are left alone). `round_to`: keep a multiple of it (nearest; never 0, never above
-    the original). `include`: patterns on names, kinds or tensors; replaces the default kinds, so
-    `include="head-dim"` reaches those. `exclude`: patterns left alone. `exact_only`: leave
-    norm-coupled dimensions alone. `ranking`: "local" takes the share of each dimension, "global"
-    takes the lowest normalised scores of all, at most `max_ratio` of one. Of dimensions that share
-    a product one is pruned, unless named by include. Raises PlanError when nothing would go.
+    the original). `include`: patterns on names, kinds, tensors or modules; replaces the default
+    kinds, so `include="head-dim"` reaches those. `exclude`: patterns left alone. `exact_only`:
+    leave norm-coupled dimensions alone. `ranking`: "local" takes the share of each dimension,
+    "global" takes the lowest normalised scores of all, at most `max_ratio` of one. Of dimensions
+    that share a product one is pruned, unless named by include. Raises PlanError when nothing would
+    go.
     """
 
     ratio: float | Mapping[str, float] | None = None

@@ -29,14 +29,17 @@ class PruneHeads(Pass):
 
     Under grouped-query attention `unit="kv-head"` (default) removes whole groups, a key-value head
     with its query heads; `unit="query-group"` removes one query head per group and keeps the
-    key-value heads. `include` / `exclude`: patterns on names, kinds or tensors. Without `ratio` the
-    widths that AllocateWidths set are used. Raises PlanError when no head would go.
+    key-value heads. `include` / `exclude`: patterns on names, kinds, tensors or modules.
+    `exact_only`: leave heads alone that a norm runs over. Without `ratio` the widths that
+    AllocateWidths set are used. A model without heads passes; raises PlanError when there are heads
+    and none would go.
     """
 
     ratio: float | None = None
     unit: str = "kv-head"
     include: str | Sequence[str] | None = None
     exclude: str | Sequence[str] | None = None
+    exact_only: bool = False
 
     name: ClassVar[str] = "prune-heads"
     needs: ClassVar[tuple[str, ...]] = ("scores",)
@@ -51,11 +54,13 @@ class PruneHeads(Pass):
 
     def run(self, state: Compilation) -> PassResult:
         chosen = self._chosen(state)
-        if not chosen and state.widths is not None:
+        if not chosen and (state.widths is not None or not _heads(state)):
             return PassResult(False, "no attention heads")
         if not chosen:
             raise PlanError(
-                "PruneHeads found no attention heads to prune; `graph.explain()` lists the kinds."
+                f"PruneHeads found no attention heads to prune: exclude and exact_only leave none "
+                f"of {', '.join(d.name for d in _heads(state)[:5])}; widen them, or leave the pass "
+                "out."
             )
         removed = {}
         assert state.scores is not None
@@ -78,8 +83,7 @@ class PruneHeads(Pass):
         free = [d for d in state.graph.prunable.values() if d.name not in state.unscored]
         heads = [d for d in free if d.kind in HEAD_KINDS]
         include, exclude = as_patterns(self.include), as_patterns(self.exclude)
-        every = [d for d in state.graph.whole.prunable.values() if d.kind in HEAD_KINDS]
-        require_matches(every, include)
+        require_matches(_heads(state), include)
         require_known(state.graph, exclude)
         kinds = {d.name: d.kind for d in heads}
 
@@ -90,7 +94,14 @@ class PruneHeads(Pass):
         heads = [d for d in heads if unit(d)]
         if include:
             heads = [d for d in heads if matches(d, include)]
-        return [d for d in heads if not matches(d, exclude)]
+        return [
+            d for d in heads if not matches(d, exclude) and (d.exact or not self.exact_only)
+        ]
+
+
+def _heads(state: Compilation) -> list[Dimension]:
+    """All prunable heads, those of branches that went too."""
+    return [d for d in state.graph.whole.prunable.values() if d.kind in HEAD_KINDS]
 
 
 def width_for(state: Compilation, d: Dimension, ratio: float | None, who: str) -> int:

@@ -84,7 +84,8 @@ class SparseToDense(Pass):
         plan.members = {path: list(gone) for path, gone in built.thinning.members.items()}
         plan.stubs = dict(built.thinning.stubs)
         if state.dense.module is None and not graph.program.is_meta:
-            hint = obstacle(graph, plan.combined(), built.lines)
+            own = plan.planned() if dead.removed or dead.folds else None
+            hint = obstacle(graph, plan.combined(), built.lines, own)
             state.dense.module_reason += f"; {hint}" if hint else ""
         plan.backend = "module" if state.dense.module is not None else "graph"
         folded = folded_tensors(graph, state.dense.program, dead.folds)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from ..compiler.compilation import Compilation, with_weights
 from ..compiler.errors import PlanError
+from ..compiler.inference.branches import fits_any
 from ..compiler.passmanager import Pass, PassResult
 from ..compiler.rewrite.selection import as_patterns
 
@@ -33,7 +33,7 @@ class SparsifyWeights(Pass):
         scope: "layer" takes the share of each weight tensor, "global" the smallest of all.
         pattern: "2:4" keeps the two largest of each four along the inputs; tensors whose inputs are
             no multiple of four are left alone and listed.
-        include, exclude: patterns on the names of weight tensors.
+        include, exclude: patterns on the names of weight tensors or of modules that hold them.
 
     Raises:
         PlanError: options out of range, no weight that fits, or a share that rounds to none.
@@ -104,7 +104,7 @@ class SparsifyWeights(Pass):
                     along[name] = 1 if axis == 0 and tensors[name].dim() == 2 else 0
         wide = [name for name in along if tensors[name].dim() >= 2]
         for pattern in (*include, *exclude):
-            if wide and not any(fnmatch.fnmatchcase(name, pattern) for name in wide):
+            if wide and not fits_any(wide, pattern):
                 raise PlanError(
                     f"pattern '{pattern}' fits none of the weights, named as in state_dict(): "
                     f"{', '.join(wide[:8])}{', ...' if len(wide) > 8 else ''}."
@@ -112,8 +112,8 @@ class SparsifyWeights(Pass):
         chosen = {
             name: tensors[name]
             for name in wide
-            if (not include or any(fnmatch.fnmatchcase(name, p) for p in include))
-            and not any(fnmatch.fnmatchcase(name, p) for p in exclude)
+            if (not include or any(fits_any([name], p) for p in include))
+            and not any(fits_any([name], p) for p in exclude)
         }
         if not chosen:
             raise PlanError(

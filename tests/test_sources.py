@@ -16,6 +16,7 @@ from torch import nn
 from prunec.compiler.errors import SourceError
 from prunec.compiler.inputs.example_inputs import example_inputs
 from prunec.compiler.sources.model import Source, resolve_model
+from prunec.compiler.user_code import UserCodeError
 
 TINY: dict[str, Any] = {
     "hidden_size": 32,
@@ -130,9 +131,10 @@ def test_factory_that_does_not_resolve(
         resolve_model(f"{factories}:{factory}", input_spec=inputs)
 
 
-def test_error_inside_a_factory_keeps_its_own_type(factories: str) -> None:
-    with pytest.raises(KeyError, match="mine"):
+def test_error_inside_a_factory_names_the_line(factories: str) -> None:
+    with pytest.raises(UserCodeError, match=rf"KeyError at {factories}.py:\d+ \('mine'\)") as error:
         resolve_model(f"{factories}:broken")
+    assert isinstance(error.value.__cause__, KeyError)
 
 
 @pytest.mark.parametrize(

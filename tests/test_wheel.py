@@ -24,7 +24,8 @@ def modules() -> list[str]:
     """Every module that the checkout has, by the name it is installed under."""
     paths = sorted(p for folder in ("compiler", "passes") for p in (ROOT / folder).rglob("*.py"))
     dotted = (".".join(p.relative_to(ROOT).with_suffix("").parts) for p in paths)
-    return [f"prunec.{name.removesuffix('.__init__')}" for name in dotted]
+    names = [f"prunec.{name.removesuffix('.__init__')}" for name in dotted]
+    return ["prunec", "prunec.__main__", *names]
 
 
 @pytest.mark.parametrize("name", modules())
@@ -65,7 +66,8 @@ def test_version_is_the_one_declared() -> None:
 @pytest.mark.slow
 def test_command_says_what_it_does(tmp_path: Path) -> None:
     script = Path(sysconfig.get_path("scripts")) / f"prunec{sysconfig.get_config_var('EXE') or ''}"
-    for command in ([str(script)], [sys.executable, "-m", "prunec.compiler"]):
+    module = [sys.executable, "-m"]
+    for command in ([str(script)], [*module, "prunec"], [*module, "prunec.compiler"]):
         shown = subprocess.run(
             [*command, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=120
         )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..capture.program import identity
 from ..emit.replay import replay, tensors_by_name
 from ..errors import ArtifactError
+from ..option_types import checked
 from ..plan import Plan
 from .files import CONFIG, CONSTANTS, GENERATION, PLAN, REST, WEIGHTS, Files
 from .graph_store import load_graph_module
@@ -23,6 +24,7 @@ GROWTH = 4096  # elements of the original's tensors for each one that is stored
 FLOOR = 2**28
 
 
+@checked()
 def load(
     directory: str | pathlib.Path,
     model: nn.Module | None = None,

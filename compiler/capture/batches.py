@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PrunecError
+from ..user_code import user_batches
 
 IGNORED = -100
 """The label that says: no label here (torch's `ignore_index`)."""
@@ -143,10 +144,24 @@ def unlabelled(
     found: list[Any] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        for batch in itertools.islice(batches, limit):
+        for batch in itertools.islice(user_batches("train", batches), limit):
             args, kwargs, _ = split_batch(batch, model=decoder)
             found.append(args if args else kwargs)
     return found
+
+
+def held_batches(batches: Iterable[Any] | None) -> list[Any]:
+    """Calibration data in a list. Raises BatchError where an iterator or a loader has
+    none (an empty list asks for none), UserCodeError for what it raises."""
+    if batches is None:
+        return []
+    held = list(user_batches("calibration", batches))
+    if not held and not isinstance(batches, (list, tuple)):
+        raise BatchError(
+            f"calibration, a {type(batches).__name__}, gave no batch (an iterator can be read only "
+            "once): pass a list or a DataLoader that is not empty, or None."
+        )
+    return held
 
 
 def named_arguments(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.utils._pytree as pytree
@@ -12,10 +12,13 @@ from .. import rules as rules  # fills the op table
 from ..errors import CaptureError, SourceError
 from ..inference.graph import Graph
 from ..inputs.example_inputs import example_inputs
+from ..option_types import checked
 from .cache import without_cache
 from .eval_mode import eval_mode
 from .examples import distinct
 from .inline import drop_unused
+from .inputs import named_shapes, positional, require_inputs
+from .models import plain_model
 from .outputs import select_outputs
 from .side_branches import side_branches
 from .strided import without_strides
@@ -23,17 +26,19 @@ from .untouched import untouched
 from .widened import program_for
 
 
+@checked("model", "args")
 def capture(
     model: nn.Module,
-    args: tuple[Any, ...] | None = None,
+    args: Sequence[Any] | Tensor | None = None,
     *,
-    kwargs: dict[str, Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     outputs: Sequence[str | int] | str | int | None = None,
     untie_tables: bool = False,
     mode: str = "auto",
 ) -> Graph:
-    """Capture a model as a graph with its dimensions inferred.
+    """Capture a model, an nn.Module, as a graph with its dimensions inferred; DataParallel,
+    DistributedDataParallel and torch.compile around it are taken off.
 
     `args`, `kwargs`: example inputs of forward; a batch of 1 is captured as one of 3 where
     the model allows; without any tensor, a
@@ -49,12 +54,12 @@ def capture(
     """
     if mode not in ("auto", "eval"):
         raise CaptureError(f"mode is 'auto' or 'eval', not {mode!r}.")
-    if not isinstance(model, nn.Module):
-        raise CaptureError(f"capture needs an nn.Module, not a {type(model).__name__}.")
-    if isinstance(args, Tensor):
-        args = (args,)
-    own, given = _example(model, tuple(args or ()), dict(kwargs or {}))
+    model = plain_model(model)
+    own, given = _example(model, positional(args), dict(kwargs or {}))
+    require_inputs(model, own, given)
     call = distinct(own, {**without_cache(model), **given})
+    if dynamic_shapes is not None:
+        dynamic_shapes = named_shapes(model, *call, dynamic_shapes)
     with untouched(model), eval_mode(model):
         program = program_for(model, call, dynamic_shapes)
     call = program.args, program.kwargs

@@ -15,8 +15,10 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from ..cause import cause
 from ..errors import CaptureError
 from .examples import copied_call, fresh_containers
+from .quiet_meta import quiet_meta
 from .untouched import copy_on_write, untouched
 
 REMEDIES = (
@@ -59,7 +61,7 @@ def export(
         inspect.signature(model.forward).bind(*args, **kwargs)
     except TypeError as error:  # said before torch says it in other words
         raise CaptureError(
-            f"the example inputs do not fit {type(model).__name__}.forward: {error}. Pass args or "
+            f"the example inputs do not fit {type(model).__name__}.forward: {error}; pass args or "
             "kwargs on which model(*args, **kwargs) works."
         ) from error
     attempts: list[tuple[str, Any]] = []
@@ -100,10 +102,9 @@ def _require_it_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
         with torch.no_grad(), untouched(model), copy_on_write(model):
             model(*args, **kwargs)
     except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CaptureError(
-            f"{type(model).__name__} does not run on the example inputs: {first} Pass inputs on "
-            "which model(*args, **kwargs) works."
+            f"{type(model).__name__} does not run on the example inputs ({cause(error)}): pass "
+            "inputs on which model(*args, **kwargs) works."
         ) from error
 
 
@@ -167,11 +168,15 @@ def _no_fast_path() -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """torch.export prints whole graphs on failure; the error says what matters."""
-    logger = logging.getLogger("torch")
+    logger = logging.getLogger("torch")  # its own, and those below without a level of their own
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        with (
+            quiet_meta(),
+            warnings.catch_warnings(),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -12,6 +12,7 @@ from ..capture.batch import resize_batch
 from ..capture.batches import to_device
 from ..capture.examples import copied_call
 from ..cause import cause
+from ..console import PlainTable
 from ..errors import MeasureError
 from ..measure.model_timing import compare_modules
 from ..measure.onnx_timing import compare_onnx_files, fixed_batch
@@ -98,7 +99,7 @@ def _timed(a: Source, b: Source, runtime: str, device: str, batch: int) -> Compa
 def comparison_table(before: str, after: str, rows: Sequence[Comparison]) -> Table:
     """A: before, B: after; ratio above 1 means B is faster."""
     first = rows[0]
-    table = Table(title=f"A {before}\nB {after}", title_justify="left")
+    table = PlainTable(title=f"A {before}\nB {after}", title_justify="left")
     peaks = any(c.peak_before_bytes is not None for c in rows)
     columns = ["runtime", "batch", "A ms", "B ms", "A / B", "95 %", "A / A", "B samples/s"]
     for column in [*columns, *(["peak MiB A / B"] if peaks else [])]:

@@ -133,7 +133,7 @@ def compile_command(options: CompileOptions, console: Console) -> None:
     if options.try_load:
         try_in_fresh_process(place)
     result.report.print(console)
-    console.print(f"artifact: {place}", highlight=False, soft_wrap=True)
+    console.print(f"artifact: {place}", soft_wrap=True)
 
 
 def _sweep(options: CompileOptions, console: Console) -> None:
@@ -154,7 +154,7 @@ def _sweep(options: CompileOptions, console: Console) -> None:
         recipe=options.recipe,
         options={k: v for k, v in _pass_options(options).items() if k != "distill"},
         keep_class=options.keep_class,
-        callback=lambda row: console.print(f"{row.asked}: {row.failed or 'done'}", markup=False),
+        callback=lambda row: console.print(f"{row.asked}: {row.failed or 'done'}"),
     )
     console.print(found.table())
     options.out.mkdir(parents=True, exist_ok=True)
@@ -163,8 +163,8 @@ def _sweep(options: CompileOptions, console: Console) -> None:
     try:
         written = found.plot(options.out / SWEEP[1])
     except PlanError as error:
-        console.print(f"note: {error}", highlight=False)
-    console.print(f"sweep: {written}", highlight=False, soft_wrap=True)
+        console.print(f"note: {error}")
+    console.print(f"sweep: {written}", soft_wrap=True)
 
 
 def _opened(options: CompileOptions) -> Source:
@@ -177,8 +177,6 @@ def _opened(options: CompileOptions) -> Source:
 def _progress(console: Console, step: Pass, outcome: PassResult, seconds: float) -> None:
     console.print(
         f"{step.name:<16} {seconds:6.1f} s  {outcome.summary}",
-        highlight=False,
-        markup=False,
         soft_wrap=True,
     )
 
@@ -241,6 +239,8 @@ def _evaluate(
         return metric_for(task, batches, source.model)
     if spec is None:
         return None
+    if ":" not in spec:
+        raise SourceError(f"--evaluate {spec!r} is not module:function, as in mine:accuracy.")
     function: Any = import_factory(spec)
     if not callable(function):
         raise SourceError(f"--evaluate {spec} is not callable; name a function of a model.")
@@ -292,8 +292,6 @@ def _dry_run(options: CompileOptions, source: Source, target: Target, console: C
         if row.state == "pruned":
             console.print(
                 f"  {row.before:>6} -> {row.after:<6} {row.kind:<12} {row.name}",
-                highlight=False,
-                markup=False,
                 soft_wrap=True,
             )
     console.print("dry run: nothing was rewritten or written")

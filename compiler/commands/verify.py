@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..artifact.check import check_artifact, prove_artifact
+from ..console import PlainTable
 from ..errors import VerificationError
 from ..verify.check import FAILED, NOT_PROVEN, PROVEN, Check, headline, require_proven
 from .open_model import open_model
@@ -47,7 +48,7 @@ def verify_command(
 
 
 def _table(checks: list[Check]) -> Table:
-    table = Table(title="checks", title_justify="left")
+    table = PlainTable(title="checks", title_justify="left")
     for column in ("check", "relative error", "limit", "judged in", ""):
         table.add_column(column)
     for c in checks:

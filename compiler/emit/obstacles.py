@@ -24,10 +24,17 @@ _TRIALS = 4  # of attributes, per attempt: what the evidence speaks for
 _NAMED = 3
 
 
-def obstacle(graph: Graph, kept: Kept, lines: Sequence[str]) -> str:
-    """One sentence: the dimensions of a plan without which the module back end would hold, or the
-    width that has to fit the heads; '' where neither is the cause. `kept`: the plan; `lines`: the
-    user's lines that raised."""
+def obstacle(
+    graph: Graph, kept: Kept, lines: Sequence[str], planned: Kept | None = None
+) -> str:
+    """One sentence: the dimensions of a plan without which the module back end would hold, the
+    width that has to fit the heads, or what was already dead; '' where none is the cause. `kept`:
+    the plan; `lines`: the user's lines that raised; `planned`: the plan without entries and
+    constants that were already dead, where it is another."""
+    if planned is not None and _holds(graph, planned):
+        return (
+            "without what is already dead it holds: dead=False of sparse-to-dense keeps the class"
+        )
     tied = _tied(graph, kept)
     if tied and _holds(graph, {**kept, **tied}):
         names = ", ".join(

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import functools
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from torch import fx, nn
@@ -50,9 +52,20 @@ class Branch:
 
 
 def fits(branch: Branch, patterns: Iterable[str]) -> bool:
-    """Whether a shell pattern fits the branch's name or that of a tensor it holds."""
-    names = (branch.name, *branch.tensors)
-    return any(fnmatch.fnmatchcase(name, p) for p in patterns for name in names)
+    """Whether a shell pattern fits the branch's name, that of a tensor it holds, or the path of a
+    module that holds one."""
+    return any(fits_any((branch.name, *branch.tensors), pattern) for pattern in patterns)
+
+
+def fits_any(names: Iterable[str], pattern: str) -> bool:
+    """Whether a shell pattern fits a dotted name or a path that it begins with."""
+    match = _matcher(pattern)
+    return any(match(name) for name in names)
+
+
+@functools.cache
+def _matcher(pattern: str) -> Callable[[str], re.Match[str] | None]:
+    return re.compile(f"{fnmatch.translate(pattern)}|{fnmatch.translate(pattern + '.*')}").match
 
 
 def find_branches(graph: Graph) -> list[Branch]:

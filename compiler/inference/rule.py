@@ -18,6 +18,7 @@ from torch import fx
 from ..errors import RuleError
 from ..ir.program import fake_value, is_symbolic, shape_of, source_line
 from ..ir.terms import Fixed, Reason, Term, block, fresh, known_size, take, unify, variables
+from ..option_types import shown
 
 SELECTION = "prunec_gather_"  # the index of a selection that prunec put into the graph
 Terms = list[Term]
@@ -92,14 +93,22 @@ def op_rule(*ops: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     A later registration replaces an earlier one, so a user's rule wins over a built-in one.
     Raises RuleError when the function's first parameter is missing or an op name has no namespace.
     """
+    if not ops or not all(isinstance(op, str) for op in ops):
+        wrong = next((op for op in ops if not isinstance(op, str)), None)
+        raise RuleError(
+            f"op_rule takes the names of ops, as in @op_rule('aten::relu'), not "
+            f"{'none' if wrong is None else shown(wrong)}."
+        )
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        if not callable(function):
+            raise RuleError(f"a rule for {ops[0]} is a function, not {shown(function)}.")
         names = tuple(inspect.signature(function).parameters)
         if not names:
-            raise RuleError(f"rule {function.__name__} needs the context as its first parameter")
+            raise RuleError(f"rule {function.__name__} needs the context as its first parameter.")
         for op in ops:
             if "::" not in op:
-                raise RuleError(f"op '{op}' needs its namespace, as in 'aten::{op}'")
+                raise RuleError(f"op '{op}' needs its namespace, as in 'aten::{op}'.")
             RULES[op] = OpRule(op, function, names[1:])
         return function
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from ..errors import SourceError
 
 _FORM = re.compile(r"(?:(?P<name>[A-Za-z_]\w*):)?(?P<shape>\d+(?:x\d+)*)")
 # A part of a name, and what the integers under it are; the first that occurs in the name holds.
+_MOST = 2**31  # values of one input
 _INTEGERS = ("mask", "position", "type", "ids", "tokens")
 
 
@@ -96,6 +98,11 @@ def placed_like(model: nn.Module, value: Tensor) -> Tensor:
 def _draw(
     model: nn.Module, kind: str | None, shape: tuple[int, ...], generator: Generator
 ) -> Tensor:
+    if math.prod(shape) > _MOST:
+        raise SourceError(
+            f"--input of {'x'.join(map(str, shape))} is more than memory holds: give the sizes of "
+            "one sample."
+        )
     if kind is None:
         value = torch.randn(shape, generator=generator)
     elif kind == "mask":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,23 @@ from torch import Tensor, nn
 from ..capture.batch import Arguments, batch_size, resize_batch
 from ..capture.eval_mode import eval_mode
 from ..capture.examples import copied_call, fresh_containers
+from ..capture.quiet_meta import quiet_meta
 from ..capture.untouched import untouched
 from ..cause import cause
 from ..errors import ExportError, MeasureError
+from ..option_types import checked
 from .environment import dtype_name
 from .timing import Call, Comparison, compare
 
 RUNTIMES = ("torch", "compile", "onnxruntime")
 
 
+@checked()
 def compare_modules(
     before: nn.Module,
     after: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any] | None = None,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
     *,
     runtime: str = "torch",
     device: torch.device | str = "cpu",
@@ -117,7 +120,7 @@ def _like_with_like(
 
 def _torch_calls(
     models: tuple[nn.Module, nn.Module],
-    args: tuple[Any, ...],
+    args: Sequence[Any],
     kwargs: dict[str, Any],
     device: torch.device,
     runtime: str,
@@ -142,7 +145,7 @@ def _torch_calls(
     torch._dynamo.reset()
     calls = [call(torch.compile(model, dynamic=False)) for model in models]
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), quiet_meta():
             for compiled in calls:
                 compiled()
     except Exception as error:  # whatever dynamo, inductor or the C++ compiler raise
@@ -156,7 +159,7 @@ def _torch_calls(
 def _onnx_calls(
     models: tuple[nn.Module, nn.Module],
     files: tuple[Path | str | None, Path | str | None],
-    args: tuple[Any, ...],
+    args: Sequence[Any],
     kwargs: dict[str, Any],
     device: torch.device,
     stack: contextlib.ExitStack,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from ..capture.sequence import sequence_lengths, shorten
 from ..cause import cause
 from ..errors import ExportError
 from ..ir.call_spec import CallSpec
+from ..option_types import checked
+from .experts import BATCHED, batched_experts, groups_experts
 from .names import bind, in_order, input_tensors, name_axes, rename
 from .parity import prove_parity, reference_outputs
+from .place import require_writable
 from .quiet import quiet
 from .ranges import exported_spec, own_spec, require_unbounded
 
@@ -74,10 +78,11 @@ class OnnxReport:
         return dataclasses.asdict(self)
 
 
+@checked()
 def export_onnx(
     module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any] | None,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
     path: Path | str,
     *,
     opset: int | None = None,
@@ -104,8 +109,7 @@ def export_onnx(
     if bounded_axes not in ("static", "dynamic"):
         raise ExportError(f"bounded_axes is 'static' or 'dynamic', not {bounded_axes!r}.")
     path = Path(path)
-    if not path.parent.is_dir():
-        raise ExportError(f"There is no directory for {path.name}: create {path.parent} first.")
+    require_writable(path)
     args, kwargs = tuple(args), in_order(module, tuple(args), dict(kwargs or {}))
     batch, lengths = batch_size(args, kwargs), sequence_lengths(args, kwargs)
     possible = {BATCH: bool(dynamic_batch and batch), SEQUENCE: bool(dynamic_batch and lengths)}
@@ -122,7 +126,7 @@ def export_onnx(
         with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as scratch:
             draft = Path(scratch) / path.name
             try:
-                with eval_mode(module), torch.no_grad():
+                with eval_mode(module), batched_experts(module), torch.no_grad():
                     program = _convert(module, args, kwargs, opset, axes, decompose)
                     specs = [exported_spec(program.exported_program, inputs)] if axes else []
                     if (own := own_spec(module)) is not None:
@@ -236,10 +240,10 @@ def _convert(
                 core = exported.run_decompositions()
                 program = torch.onnx.export(core, dynamic_shapes=shapes(), **options)
     except Exception as error:  # the exporter raises whatever its many parts raise
-        raise ExportError(
-            f"torch's ONNX exporter fails: {cause(error)}; rewrite that part of the model, or"
-            " deliver it without ONNX."
-        ) from error
+        remedy = "rewrite that part of the model, or deliver it without ONNX"
+        if groups_experts(module):
+            remedy = f"call model.set_experts_implementation('{BATCHED}') before it is compiled"
+        raise ExportError(f"torch's ONNX exporter fails: {cause(error)}; {remedy}.") from error
     assert program is not None
     ends = [value.shape for value in program.model.graph.inputs]
     if axes and not any(_is_symbolic(shape, 0) for shape in ends):

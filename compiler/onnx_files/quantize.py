@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from ..capture.eval_mode import eval_mode
 from ..cause import cause
 from ..errors import ExportError
+from ..option_types import checked
 from .names import input_tensors
 from .parity import reference_outputs
+from .place import require_writable
 from .quiet import quiet
 from .saturation import products_saturate
 from .session import OnnxSession
@@ -50,6 +52,7 @@ class QuantizeReport:
         return dataclasses.asdict(self)
 
 
+@checked()
 def quantize_onnx(
     module: nn.Module,
     source: Path | str,
@@ -79,6 +82,7 @@ def quantize_onnx(
         raise ExportError(f"int8 weights have 7 or 8 bits, not {weight_bits!r}.")
     if not calls:
         raise ExportError("int8 needs calibration data to choose ranges or to be compared on.")
+    require_writable(path)
     given = [(call, input_tensors(module, *call)) for call in calls]
     given = [(call, feed) for call, feed in given if _fits(source, feed)]
     if not given:

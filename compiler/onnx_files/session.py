@@ -31,6 +31,8 @@ class OnnxSession:
     ) -> None:
         import onnxruntime
 
+        if not Path(path).is_file():
+            raise ExportError(f"{path} is no file: check the path, or export it first.")
         self.device = torch.device(device)
         provider = _PROVIDERS.get(self.device.type, "")
         if provider not in onnxruntime.get_available_providers():
@@ -50,7 +52,7 @@ class OnnxSession:
             )
         except Exception as error:  # onnxruntime's own classes share no public base
             raise ExportError(
-                f"onnxruntime cannot load {Path(path).name}: {cause(error)}"
+                f"onnxruntime cannot load {Path(path).name} ({cause(error)}): export it again."
             ) from error
         # onnxruntime falls back to the CPU with no more than a log line.
         if provider != self._session.get_providers()[0]:
@@ -101,7 +103,10 @@ class OnnxSession:
             try:
                 self._session.run_with_iobinding(binding)
             except Exception as error:
-                raise ExportError(f"onnxruntime failed to run: {cause(error)}") from error
+                raise ExportError(
+                    f"onnxruntime failed to run ({cause(error)}): give inputs like those of the "
+                    "export."
+                ) from error
 
         return binding, run
 

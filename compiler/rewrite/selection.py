@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Sequence
 
@@ -10,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ..errors import PlanError
-from ..inference.branches import Branch, fits
+from ..inference.branches import Branch, fits, fits_any
 from ..inference.dimensions import Dimension
 from ..inference.graph import Graph
 
+_NAMED = 5  # in a message
 PREFERENCE = (
     "kv-head",
     "head",
@@ -29,9 +29,12 @@ PREFERENCE = (
 
 
 def matches(dimension: Dimension, patterns: Sequence[str]) -> bool:
-    """Whether a shell pattern fits the dimension's name, its kind, or a tensor that carries it."""
+    """Whether a shell pattern fits the dimension's name, its kind, a tensor that carries it, or the
+    path of a module that holds one. A pattern that is a kind is that kind only."""
     names = (dimension.name, dimension.kind, *(tensor for tensor, _ in dimension.members))
-    return any(fnmatch.fnmatchcase(name, p) for p in patterns for name in names)
+    return any(
+        p == dimension.kind if p in PREFERENCE else fits_any(names, p) for p in patterns
+    )
 
 
 def as_patterns(value: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -44,8 +47,8 @@ def require_matches(dimensions: Sequence[Dimension], patterns: Sequence[str]) ->
     for pattern in patterns:
         if not any(matches(d, [pattern]) for d in dimensions):
             raise PlanError(
-                f"pattern '{pattern}' fits no prunable dimension; `graph.explain()` lists names "
-                "and kinds."
+                f"pattern '{pattern}' fits no prunable dimension's name, kind, tensors or modules; "
+                f"there are {_listed(dimensions)}, and `graph.explain()` lists all."
             )
 
 
@@ -59,9 +62,17 @@ def require_known(graph: Graph, patterns: Sequence[str], branches: Sequence[Bran
             continue
         if not any(fits(branch, [pattern]) for branch in branches):
             raise PlanError(
-                f"exclude='{pattern}' protects nothing: it fits no dimension's name, kind or "
-                "tensors; `prunec explain` and `graph.explain()` list them."
+                f"exclude='{pattern}' protects nothing: it fits no dimension's name, kind, "
+                f"tensors or modules; there are {_listed(known)}, and `prunec explain` and "
+                "`graph.explain()` list all."
             )
+
+
+def _listed(dimensions: Sequence[Dimension]) -> str:
+    """The kinds, and some names."""
+    names = [d.name for d in dimensions]
+    found = [*sorted({d.kind for d in dimensions}), *names[:_NAMED]]
+    return ", ".join(found) + (", ..." if len(names) > _NAMED else "") or "none"
 
 
 def check_ratio(ratio: float) -> None:

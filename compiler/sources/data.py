@@ -83,6 +83,8 @@ def load_data(
     for option, value in (counts | {"--max-length": max_length, "--pad-to": pad_to}).items():
         if value is not None and value < 1:
             raise SourceError(f"{option} {value} leaves nothing to read: give 1 or more.")
+    if not spec.strip():
+        raise SourceError("DATA is empty: pass a file, a folder, or package.module:factory.")
     name, _, column = (spec, "", "") if Path(spec).exists() else spec.partition("#")
     named = dict(columns or {}) | ({"text": column} if column else {})
     if _FACTORY.fullmatch(name) and not Path(name).exists():

@@ -18,6 +18,7 @@ from ..capture.eval_mode import eval_mode
 from ..capture.examples import copied_call
 from ..capture.untouched import untouched
 from ..errors import SourceError
+from ..user_code import user_batches
 
 MULTI_LABEL = "label accuracy at logit 0"
 
@@ -72,7 +73,7 @@ class Metric:
         count, total, samples = 0, 0.0, 0
         with torch.no_grad(), eval_mode(model, self.original), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            for batch in self.batches:
+            for batch in user_batches("the data to judge on", self.batches):
                 args, kwargs, labels = split_batch(batch, place, self.original)
                 own, named = copied_call(args, kwargs)
                 found = _first(model(*own, **named))

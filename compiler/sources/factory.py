@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,18 +12,29 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from ..errors import SourceError
-from .model import import_factory
+from ..user_code import call_user, user_batches
+from .model import import_factory, require_callable_without
 from .rows import TRAIN, Read, drawn, of_split
 
 
 def call_factory(spec: str, split: str) -> Any:
     """What `package.module:factory` gives for a split. Raises SourceError where it takes none."""
     made = import_factory(spec)
-    if callable(made) and "split" in inspect.signature(made).parameters:
-        return made(split=split)
+    if callable(made) and "split" in _parameters(spec, made):
+        return call_user(spec, made, split=split)
     if split != TRAIN:
         raise SourceError(f"{spec} takes no `split`, and {split!r} was asked for: let it take one.")
-    return made() if callable(made) else made
+    return call_user(spec, made) if callable(made) else made
+
+
+def _parameters(spec: str, made: Callable[..., Any]) -> Sequence[str]:
+    """The names of what a factory takes. Raises SourceError where it needs more than `split`."""
+    try:
+        parameters = inspect.signature(made).parameters
+    except (TypeError, ValueError):  # of a built-in that does not tell
+        return ()
+    require_callable_without(spec, parameters.values(), "split")
+    return list(parameters)
 
 
 def factory_rows(name: str, made: Any, split: str, max_samples: int | None = None) -> Read | None:
@@ -75,7 +86,7 @@ def factory_batches(
             "list of texts."
         )
     if isinstance(made, Iterator):
-        made = list(_first(made, max_samples))
+        made = list(_first(user_batches(name, made), max_samples))
     elif max_samples is not None:
         made = _First(made, max_samples)
     if _is_empty(made):
@@ -116,7 +127,7 @@ def _is_empty(batches: Iterable[Any]) -> bool:
         return len(batches) == 0  # type: ignore[arg-type]
     except TypeError:  # no length: look for a first one, and leave torch's random numbers as before
         with torch.random.fork_rng(devices=[]):
-            return not list(itertools.islice(iter(batches), 1))
+            return not list(itertools.islice(user_batches("DATA", batches), 1))
 
 
 def _size(batch: Any) -> int:

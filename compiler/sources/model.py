@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import inspect
+import logging
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,8 @@ from torch import nn
 from ..cause import cause
 from ..errors import SourceError
 from ..inputs.example_inputs import Arguments, example_inputs
+from ..option_types import shown
+from ..user_code import UserCodeError, call_user, user_code
 from .pretrained import load_timm, load_torchvision, load_transformers
 
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -64,10 +69,12 @@ def resolve_model(
 
     `input_spec` gives shapes (`3x224x224`, `ids:2x128`) and wins over what the model or its
     factory says; `batch` is the batch size wherever a shape has none. `load_artifact` opens an
-    artifact directory. Raises SourceError, with the remedy, for a MODEL that does not resolve; an
-    error inside the user's factory passes through unchanged.
+    artifact directory. Raises SourceError, with the remedy, for a MODEL that does not resolve; and
+    UserCodeError, with the line, for what the user's factory raises.
     """
     path = Path(spec)
+    if not spec.strip():
+        raise SourceError("MODEL is empty: pass a directory, hub id or package.module:factory.")
     processor = None
     inputs: Arguments | None = None
     if (path / ARTIFACT_FILE).is_file():
@@ -114,19 +121,22 @@ def resolve_model(
 def import_factory(spec: str) -> Any:
     """What `package.module:name` names, importable from the working directory too.
 
-    Raises SourceError when the module or the name does not exist; an import error inside the
-    module passes through.
+    Raises SourceError when the module or the name does not exist, UserCodeError for what the module
+    raises.
     """
     module_name, _, attribute = spec.partition(":")
     if "" not in sys.path and (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
     try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+        with user_code(f"the import of {module_name}"):
+            module = importlib.import_module(module_name)
+    except UserCodeError as error:
+        missing = error.__cause__
+        name = missing.name if isinstance(missing, ModuleNotFoundError) else None
+        if name and (module_name == name or module_name.startswith(name + ".")):
             raise SourceError(
-                f"{spec}: no module {error.name!r} is found: run in its directory or install it."
-            ) from error
+                f"{spec}: no module {name!r} is found: run in its directory or install it."
+            ) from missing
         raise
     if not hasattr(module, attribute):
         public = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
@@ -136,10 +146,34 @@ def import_factory(spec: str) -> Any:
     return getattr(module, attribute)
 
 
+def require_callable_without(
+    spec: str, parameters: Iterable[inspect.Parameter], *given: str
+) -> None:
+    """Raise SourceError where a factory needs arguments beside those `given`."""
+    needed = [
+        p.name
+        for p in parameters
+        if p.default is p.empty
+        and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        and p.name not in given
+    ]
+    if needed:
+        raise SourceError(
+            f"{spec} needs {', '.join(needed)}, and is called without arguments: give defaults, or "
+            "name a function that calls it."
+        )
+
+
 def _call_factory(spec: str) -> tuple[nn.Module, Arguments | None]:
     made = import_factory(spec)
     if not isinstance(made, nn.Module):
-        made = made()
+        if not callable(made):
+            raise SourceError(
+                f"{spec} is {shown(made)}: name an nn.Module, or a function that gives one."
+            )
+        with contextlib.suppress(TypeError, ValueError):  # a built-in does not tell
+            require_callable_without(spec, inspect.signature(made).parameters.values())
+        made = call_user(spec, made)
     model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise SourceError(
@@ -174,12 +208,17 @@ def _load_exported(path: Path) -> tuple[nn.Module, Arguments | None]:
     """
     if not path.is_file():
         raise SourceError(f"{path} does not exist: check the path.")
+    logger = logging.getLogger("torch.export")  # it writes the traceback of what it raises
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
         program = torch.export.load(path)
     except Exception as error:  # the loader raises whatever the damage leads to
         raise SourceError(
             f"torch.export cannot read {path} ({cause(error)}): save it with torch.export.save."
         ) from error
+    finally:
+        logger.setLevel(level)
     saved = program.example_inputs
     module = program.module()
     for refused in ("train", "eval"):  # torch puts what raises there; the graph has one mode anyway

@@ -8,7 +8,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import nn
 
 from ..cause import cause
@@ -37,16 +36,17 @@ def load_transformers(
     local = Path(name).is_dir()
     try:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a configuration's own checks raise what they like
         raise _unreadable(name, local, error) from error
-    architecture = next(iter(getattr(config, "architectures", None) or ()), "")
+    named = getattr(config, "architectures", None)
+    architecture = str(named[0]) if isinstance(named, (list, tuple)) and named else ""
     cls = getattr(transformers, architecture, None)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code} if cls is None else {}
     try:
         model, loading = (cls or transformers.AutoModel).from_pretrained(
             name, config=config, output_loading_info=True, **options
         )
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+    except Exception as error:  # the readers of damaged weights raise what they like
         raise _unreadable(name, local, error) from error
     if cls is None and architecture:
         warnings.warn(
@@ -122,9 +122,9 @@ def _processor(name: str, local: bool) -> Any | None:
     for auto in (transformers.AutoProcessor, transformers.AutoTokenizer):
         try:
             return auto.from_pretrained(name)
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except Exception as error:  # the readers of damaged files raise what they like
             reason = error
-    warnings.warn(f"the processor of {name} could not be loaded: {reason}", stacklevel=3)
+    warnings.warn(f"the processor of {name} could not be loaded: {cause(reason)}", stacklevel=3)
     return None
 
 

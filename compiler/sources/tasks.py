@@ -90,6 +90,12 @@ def find_columns(
     for role, column in named.items():
         if role not in ROLES:
             raise SourceError(f"a column is named for one of {', '.join(ROLES)}, not {role!r}.")
+        if role not in (*task.needs, *task.takes):
+            roles = " and ".join((*task.needs, *task.takes))
+            raise SourceError(
+                f"--column {role}={column} is not read for the task {task.name}, which reads "
+                f"{roles}: name one of these, or another --task."
+            )
         if column not in present:
             raise SourceError(f"{data} has no column {column!r}: take one of {shown}.")
     found = dict(named)

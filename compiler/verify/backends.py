@@ -12,6 +12,7 @@ from torch import nn
 
 from ..capture.eval_mode import eval_mode
 from ..capture.examples import copied_call
+from ..capture.quiet_meta import quiet_meta
 from ..capture.train_mode import train_mode
 from ..capture.untouched import copy_on_write, untouched
 from ..cause import cause
@@ -136,7 +137,7 @@ def shapes_only(program: Program) -> Iterator[Callable[[Any], Any]]:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with fake:
+    with quiet_meta(), fake:
         yield lambda call: pytree.tree_map_only(torch.Tensor, fake.from_tensor, call)
 
 

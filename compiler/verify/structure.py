@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..capture.quiet_meta import quiet_meta
 from ..errors import VerificationError
 from ..inference.graph import Graph
 from ..ir.program import Program, output_values, shape_of, source_line
@@ -32,7 +33,7 @@ def check_structure(graph: Graph, dense: Program, kept: Kept) -> None:
     inputs = [fake.from_tensor(x) if isinstance(x, Tensor) else x for x in dense.flat_inputs()]
     run = _ShapeRun(graph, dense, kept, lambda _, t: fake.from_tensor(t, static_shapes=True))
     try:
-        with fake:
+        with quiet_meta(), fake:
             outputs = run(inputs)
     except VerificationError:
         raise

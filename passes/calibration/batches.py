@@ -11,6 +11,7 @@ from ...compiler.capture.batches import forward_arguments
 from ...compiler.cause import cause
 from ...compiler.errors import PlanError
 from ...compiler.ir.program import Program
+from ...compiler.user_code import user_batches
 from ...compiler.verify.interpreter import ProgramInterpreter
 from .finite import refuse_inputs, refuse_weights
 from .streams import Stream, measuring
@@ -35,7 +36,10 @@ def calibration_batches(
     batches = (
         state.calibration
         if given is None
-        else [program.flat_inputs(*forward_arguments(item)) for item in given]
+        else [
+            program.flat_inputs(*forward_arguments(item))
+            for item in user_batches("calibration", given)
+        ]
     )
     if not batches or program.is_meta:
         what = "weights with values" if batches else "calibration data"

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ...compiler.console import plain_console
 
 T = TypeVar("T")
 
 
 def shown(items: Sequence[T], name: str, show: bool) -> Iterator[T]:
     """The items, counted on a bar called `name` while they are worked on."""
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     with Progress(
         TextColumn(name),
         BarColumn(),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from ...compiler.user_code import user_batches
 from .losses import DistillError
 
 
@@ -67,7 +68,7 @@ def batches(loader: Iterable[Any], total: int, seed: int = 0) -> Iterator[Any]:
     for epoch in itertools.count():
         before = done
         torch.manual_seed(seed + epoch)
-        for batch in loader:
+        for batch in user_batches("train_loader", loader):
             yield batch
             done += 1
             if done == total:

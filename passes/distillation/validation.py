@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...compiler.user_code import as_number, call_user
+from .losses import DistillError
 from .modes import in_mode
 
 
@@ -33,7 +35,13 @@ class Watch:
         if self.metric is None:
             return True
         with in_mode(student, training=False), torch.no_grad():
-            value = float(self.metric(student))
+            given = call_user(f"metric at step {step}", self.metric, student)
+        value = as_number(given)
+        if value is None:
+            raise DistillError(
+                f"metric gave {type(given).__name__} at step {step}: let it return one number, "
+                "higher is better."
+            )
         self.values.append((step, value))
         if value > self.best:
             self.best, self.best_step = value, step

@@ -1,0 +1,1 @@
+"""A graph-rewriting compression compiler for PyTorch: `prunec.compiler` and `prunec.passes`."""
