@@ -71,6 +71,8 @@ class RestrictedInterpreter(ProgramInterpreter):
         result = self._statistic(n) if n in self.statistics else None
         if result is None:
             result = super().run_node(n)
+        elif self.node_hook is not None:
+            result = self.node_hook(n, result)
         if n in self.running:  # a removed entry adds nothing to a running sum, which goes on
             return result
         inputs = [self.env[x] for x in n.all_input_nodes if x.op != "get_attr"]
