@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from .artifact.emission import Step
+from .artifact.file_checks import int8_check, moved, onnx_check
 from .artifact.place import OutputPlace
+from .artifact.samples import sample_calls, sample_inputs, save_samples
 from .artifact.save import save_artifact, weight_bytes
 from .capture.batch import batch_size, resize_batch
 from .capture.batches import forward_arguments
@@ -262,6 +264,7 @@ class Result:
                     "or processor of transformers, or leave it out."
                 )
         steps: list[Step] = [("the sizes on disk", self._sizes_on_disk)]
+        steps.append(("the samples", self._samples))
         if onnx:
             steps.append(("model.onnx", self._onnx_file))
         if int8 is not None:
@@ -280,14 +283,33 @@ class Result:
     def _sizes_on_disk(self, place: pathlib.Path) -> None:
         self.report.disk = (self.report.before.bytes, weight_bytes(place))
 
+    def _samples(self, place: pathlib.Path) -> None:
+        save_samples(sample_inputs(self._state.graph.program, self._state.calibration), place)
+
     def _onnx_file(self, place: pathlib.Path) -> None:
         path = place / "model.onnx"
         self.report.onnx = dataclasses.replace(self.export_onnx(path), path=path.name)
+        self._compare(onnx_check, path)
+
+    def _compare(self, check: Callable[..., Check], path: pathlib.Path) -> None:
+        """The row of a file, as `prunec verify` has it. Raises ExportError where it is too far."""
+        calls = sample_calls(self._state.graph.program, self._state.calibration)
+        graph = self.graph_module
+        if graph is None or not calls:
+            return
+        found = check(graph, calls, path, moved(graph, calls))
+        self.report.checks = [*(c for c in self.report.checks if c.name != found.name), found]
+        if not found.passed:
+            raise ExportError(
+                f"{path.name} is off by {found.error:.1e} on the calibration's samples "
+                f"({found.limit:.1e} allowed): give more calibration data, or deliver without it."
+            )
 
     def _int8_file(self, place: pathlib.Path, mode: str, measure: Sequence[str]) -> None:
         path = place / "model.int8.onnx"
         found = self.quantize_onnx(path, mode, measure=self._batches() if measure else ())
         self.report.int8 = dataclasses.replace(found, path=path.name)
+        self._compare(int8_check, path)
 
     def __repr__(self) -> str:
         r = self.report

@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from ..capture.batch import resize_batch
+from ..capture.batch import Arguments
 from ..capture.capture import capture
-from ..capture.examples import copied_call, fresh_inputs
 from ..emit.row_values import DTYPES
 from ..errors import ArtifactError, PlanError
-from ..onnx_files.parity import prove_parity
-from ..onnx_files.quantize import int8_error
 from ..plan import Plan
 from ..rewrite.dead import find_dead
 from ..rewrite.depth import without_branches
 from ..rewrite.rewrite import rewrite
-from ..verify.check import Check
-from ..verify.difference import relative_error
-from ..verify.interpreter import full_precision
-from ..verify.prove import prove
-from .files import CONSTANTS, MANIFEST, PLAN, WEIGHTS, checksum
+from ..verify.check import TOLERANCE, Check
+from ..verify.difference import difference, relative_error
+from ..verify.judge import blindness
+from ..verify.prove import proof_inputs, prove
+from .file_checks import INT8, flat_outputs, int8_check, moved, onnx_check
+from .files import CONSTANTS, MANIFEST, PLAN, WEIGHTS, checksum, parse_json, read_bytes
 from .load import load, load_graph
 from .manifest import example_value, files_of, is_tensor, read_manifest
 from .place import settled
+from .samples import SAMPLES, load_samples
 from .tensor_store import load_tensors
 
-BESIDE = ("model.onnx", "model.int8.onnx")  # what is read besides what `load` reads
-INT8_LIMIT = 0.5  # of the outputs' root mean square: drawn inputs may leave the ranges of the data
+ONNX_FILES = ("model.onnx", "model.int8.onnx")
+BESIDE = (*ONNX_FILES, SAMPLES)  # what is read besides what `load` reads
 
 
 def check_artifact(directory: pathlib.Path) -> list[Check]:
@@ -44,26 +44,66 @@ def check_artifact(directory: pathlib.Path) -> list[Check]:
     sums = _check_sums(directory, manifest)
     checks = [Check("checksums", 0.0, "sha256", sums)]
     graph = load_graph(files_of(directory, manifest), manifest, "cpu")
-    args, kwargs = _example(graph, manifest)
-    expected = _flat(graph, args, kwargs)
+    calls = _samples(directory, graph, manifest)
+    sensitivity = moved(graph, calls)
     if manifest["backend"] == "module":
         if manifest["builds"]:
-            found = _flat(load(directory), args, kwargs)
-            chosen = manifest["selection"]
-            found = found if chosen is None else [found[i] for i in chosen]
-            error = relative_error(found, expected)
-            checks.append(Check("module == graph", error, "float32", 1))
+            checks.append(_module_check(graph, load(directory), calls, manifest, sensitivity))
         else:
             why = f"{manifest['class']} is not imported from an artifact; give --original"
             checks.append(Check("module == graph", None, "-", 0, skipped=why))
-    onnx, int8 = (directory / name for name in BESIDE)
+    onnx, int8 = (directory / name for name in ONNX_FILES)
     if onnx.name in manifest["beside"]:
-        parity = prove_parity(graph, {"example": (args, kwargs)}, onnx, tolerance=1e-3)
-        checks.append(Check("ONNX == graph", parity.max_rel_error, "onnxruntime", 1))
+        checks.append(onnx_check(graph, calls, onnx, sensitivity))
     if int8.name in manifest["beside"]:
-        error = int8_error(graph, [(args, kwargs)], int8)
-        checks.append(Check("int8 == graph (RMS)", error, "onnxruntime", 1, limit=INT8_LIMIT))
+        stated = _stated(directory, INT8)
+        checks.append(int8_check(graph, calls, int8, sensitivity, stated))
     return checks
+
+
+def _module_check(
+    graph: nn.Module,
+    module: nn.Module,
+    calls: Sequence[Arguments],
+    manifest: dict[str, Any],
+    sensitivity: float,
+) -> Check:
+    chosen, worst, blind = manifest["selection"], 0.0, None
+    for call in calls:
+        found, expected = flat_outputs(module, call), flat_outputs(graph, call)
+        gap = difference(found if chosen is None else [found[i] for i in chosen], expected)
+        worst = max(worst, gap.error)
+        blind = gap.blind if blind is None else blind & gap.blind
+    halves = {torch.float16, torch.bfloat16}
+    half = any(p.dtype in halves for p in graph.parameters())
+    return Check(
+        "module == graph",
+        worst,
+        str(next((p.dtype for p in graph.parameters()), torch.float32)).removeprefix("torch."),
+        len(calls),
+        2e-2 if half else TOLERANCE,
+        sensitivity=sensitivity,
+        unproven=blindness(sensitivity, blind or (), calls),
+    )
+
+
+def _samples(directory: pathlib.Path, graph: Any, manifest: dict[str, Any]) -> list[Arguments]:
+    """What compile compared on; without it, inputs drawn like the example."""
+    if SAMPLES not in manifest["beside"]:
+        return [_example(graph, manifest)]
+    example, _ = pytree.tree_flatten(_example(graph, manifest))
+    flats = load_samples(directory / SAMPLES, example)
+    return [pytree.tree_unflatten(flat, graph._in_spec) for flat in flats]
+
+
+def _stated(directory: pathlib.Path, name: str) -> float | None:
+    """The error that the report states of a check; None where it has none."""
+    try:
+        report = parse_json(read_bytes(directory / "report.json"), directory / "report.json")
+        found = next(c["error"] for c in report["checks"] if c["name"] == name)
+    except (ArtifactError, StopIteration, KeyError, TypeError):
+        return None
+    return float(found) if isinstance(found, (int, float)) else None
 
 
 def prove_artifact(
@@ -89,11 +129,7 @@ def prove_artifact(
     plan.graph = graph
     planned = plan.planned()
     dead = find_dead(graph, planned)
-    program = graph.program
-    fresh = fresh_inputs(program.args, program.kwargs, seed=11)
-    inputs = [program.flat_inputs(*fresh)]
-    if program.batched:
-        inputs.append(program.flat_inputs(*resize_batch(*fresh, 2)))
+    inputs = proof_inputs(graph.program, seed=11)
     dense = rewrite(graph, plan.combined(), dead.folds)
     checks = prove(graph, dense, planned, dead, inputs)
     return [*checks, _stored_weights(directory, dense.tensors)]
@@ -123,12 +159,6 @@ def _check_sums(directory: pathlib.Path, manifest: dict[str, Any]) -> int:
                 f"{directory / name} was altered: its checksum does not match {MANIFEST}."
             )
     return len(files.sums) + sum(name in manifest["beside"] for name in BESIDE)
-
-
-def _flat(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    with torch.no_grad(), full_precision():
-        args, kwargs = copied_call(args, kwargs)
-        return pytree.tree_leaves(module(*args, **kwargs))
 
 
 def example_call(directory: pathlib.Path) -> tuple[tuple[Any, ...], dict[str, Any]]:

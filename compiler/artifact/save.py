@@ -4,6 +4,7 @@ prunec.json               format version, class, back end, checksums of what is 
 plan.json  report.json    what was removed; what was measured
 graph.json  *.safetensors the graph as rows of plain data, its tensors by the model's names
 rest.safetensors          tensors of the model that the graph does not use, cut buffers included
+samples.safetensors       a few inputs on which the files were compared, for verify to do the same
 config.json ...           a transformers model's configuration (original sizes), tokenizer
 """
 
@@ -28,6 +29,7 @@ from .manifest import FORMAT, described
 from .model_class import save_config, transformers_class
 from .place import OutputPlace
 from .rescue import moved, rescued, told
+from .samples import SAMPLES
 from .settle import settle
 from .tensor_store import save_tensors
 
@@ -101,7 +103,8 @@ def _complete(report: Report, place: pathlib.Path, manifest: dict[str, Any]) -> 
     """The report as it is by now, and the manifest of what there is."""
     (place / MANIFEST).unlink(missing_ok=True)
     (place / "report.json").write_text(json.dumps(report.to_json(), indent=1))
-    manifest["beside"] = {p.name: checksum(p) for p in sorted(place.glob("*.onnx*"))}
+    beside = (*place.glob("*.onnx*"), *place.glob(SAMPLES))
+    manifest["beside"] = {path.name: checksum(path) for path in sorted(beside)}
     files = (path for path in place.rglob("*") if path.is_file())
     manifest["files"] = sorted(path.relative_to(place).as_posix() for path in files)
     (place / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False))
@@ -171,4 +174,5 @@ def _rest(
 
 def weight_bytes(place: pathlib.Path) -> int:
     """The bytes of an artifact's weight files."""
-    return sum(path.stat().st_size for path in place.glob("*.safetensors"))
+    files = (path for path in place.glob("*.safetensors") if path.name != SAMPLES)
+    return sum(path.stat().st_size for path in files)

@@ -62,7 +62,7 @@ def prove_parity(
         for name, a, b in zip(session.outputs, expected.values(), actual, strict=True):
             where = f"output '{name}'" + (f" at {kind}" if place else "")
             error_abs, error_rel = _errors(a, b, where)
-            allowed = max(tolerance, _rounding(a.dtype))
+            allowed = max(tolerance, rounding(a.dtype))
             if error_rel > allowed:
                 raise ExportError(
                     f"The ONNX file differs from the model in {where}: {error_rel:.1e} of its"
@@ -121,6 +121,7 @@ def _errors(expected: Tensor, actual: Tensor, where: str) -> tuple[float, float]
     return difference, difference / scale if scale else difference
 
 
-def _rounding(dtype: torch.dtype) -> float:
+def rounding(dtype: torch.dtype) -> float:
+    """The error that is granted to outputs of a dtype, whatever the tolerance."""
     half = dtype in (torch.float16, torch.bfloat16)
     return 8 * torch.finfo(dtype).eps if half else 0.0

@@ -23,6 +23,7 @@ from .saturation import products_saturate
 from .session import OnnxSession
 
 MODES = ("dynamic", "static")
+INT8_LIMIT = 0.2  # of the outputs' root mean square: what is further off is another model
 # Convolutions have no fast kernel with activations quantised on the fly: those take "static".
 _DYNAMIC_OPS = ["MatMul", "Gemm", "Gather"]
 _STATIC_OPS = ["Conv", "ConvTranspose", "MatMul", "Gemm"]
@@ -62,6 +63,7 @@ def quantize_onnx(
     mode: str = "dynamic",
     per_channel: bool = True,
     weight_bits: int | None = None,
+    limit: float = INT8_LIMIT,
 ) -> QuantizeReport:
     """Write `source`, a float .onnx of `module`, to `path` with int8 weights.
 
@@ -70,10 +72,12 @@ def quantize_onnx(
     `calls` are also what the file is compared with the module on; those of other shapes than the
     file takes are left out. `weight_bits`: 8, or 7 for processors without VNNI; by default what
     this machine computes right, and a file of 7 is right on every machine. Nothing appears at
-    `path` that onnxruntime does not load and run.
+    `path` that onnxruntime does not load and run, or whose relative root mean square error on
+    `calls` is above `limit`.
 
     Raises:
-        ExportError: an unknown mode, no calls, or a file onnxruntime cannot quantise or run.
+        ExportError: an unknown mode, no calls, a file onnxruntime cannot quantise or run, or one
+            that is too far from the module.
     """
     source, path = Path(source), Path(path)
     if mode not in MODES:
@@ -84,7 +88,7 @@ def quantize_onnx(
         raise ExportError("int8 needs calibration data to choose ranges or to be compared on.")
     require_writable(path)
     given = [(call, input_tensors(module, *call)) for call in calls]
-    given = [(call, feed) for call, feed in given if _fits(source, feed)]
+    given = [(call, feed) for call, feed in given if fits(source, feed)]
     if not given:
         raise ExportError(
             f"{source.name} takes none of the calibration batches: {_sizes(source)} was exported,"
@@ -109,13 +113,19 @@ def quantize_onnx(
                 f"onnxruntime found nothing to quantise in {source.name} with mode='{mode}': try"
                 f" mode='{MODES[mode == 'dynamic']}'."
             )
+        if not rms <= limit:
+            raise ExportError(
+                f"in int8 the outputs are off by {rms:.0%} of their root mean square ({limit:.0%}"
+                f" allowed): deliver the float file, give more calibration data, or try mode="
+                f"'{MODES[mode == 'dynamic']}'."
+            )
         draft.replace(path)
     return QuantizeReport(
         str(path), mode, _bytes(source), _bytes(path), quantized, len(calls), rms, worst, bits
     )
 
 
-def _fits(source: Path, feed: dict[str, Tensor]) -> bool:
+def fits(source: Path, feed: dict[str, Tensor]) -> bool:
     """Whether the file takes inputs of these shapes; an axis with a name takes any size."""
     return all(
         name in feed
