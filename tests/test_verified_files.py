@@ -51,7 +51,7 @@ def test_weights_that_were_changed_in_a_file_fail_its_row(
     names = ("model.onnx", "model.int8.onnx", "samples.safetensors")
     edit_manifest(place, beside={n: checksum(place / n) for n in names})
     if name == "model.onnx":
-        with pytest.raises(ExportError, match="differs from the model"):
+        with pytest.raises(ExportError, match=r"differs from the model|gives NaN"):
             check_artifact(place)
     else:
         failed = [c.name for c in check_artifact(place) if not c.passed]
