@@ -17,7 +17,7 @@ from .commands.interruption import interruptible
 from .commands.open_model import open_model
 from .commands.verify import verify_command
 from .console import plain_console
-from .errors import PrunecError
+from .errors import InterruptedCompile, PrunecError
 
 app = typer.Typer(
     help="Smaller dense PyTorch and ONNX models: proven equal to their masked original, measured.",
@@ -294,6 +294,9 @@ def main(arguments: list[str] | None = None) -> None:
             code = app(args=arguments, standalone_mode=False)
         except (KeyboardInterrupt, typer.Abort):
             code = INTERRUPTED
+        except InterruptedCompile as error:
+            _say(str(error))
+            sys.exit(INTERRUPTED)
         except Exception as error:
             if not interruption.asked:
                 _fail(error)

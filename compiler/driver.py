@@ -13,9 +13,9 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from .artifact.place import refuse_file
-from .capture.batches import held_batches, to_device, unlabelled
+from .capture.batches import held_batches, split_batch, to_device, unlabelled
 from .capture.capture import capture
+from .capture.finite import FiniteCheck
 from .capture.inputs import positional
 from .capture.models import plain_model
 from .capture.untouched import untouched
@@ -23,11 +23,12 @@ from .cause import cause
 from .digest import content_digest
 from .emit.class_needs import check_mode
 from .emit.replay import computed
-from .errors import PlanError, QualityError, TargetError
+from .errors import PlanError, QualityError
 from .inference.graph import Graph
 from .measure.model_timing import compare_modules
-from .option_types import checked, shown
-from .passmanager import Callback, Pass, PassManager
+from .option_types import checked
+from .passmanager import Callback, Pass, PassManager, check_order
+from .preconditions import refuse_arguments
 from .processes import on_first
 from .quality import score
 from .recipe import build_pipeline, read_recipe
@@ -89,24 +90,22 @@ def compile(
 
     Raises ArgumentError, CaptureError, TargetError, PlanError, VerificationError, QualityError.
     """
-    if not isinstance(target, Target):
-        raise TargetError(f"target is a Target, as in Target(speedup=2.0), not {shown(target)}.")
-    if not 0 <= floor <= 1:
-        raise PlanError(f"floor={floor} is no share of the original's value: give 0 to 1.")
+    refuse_arguments(target, calibration, train, floor, rounds, checkpoint, device, options)
+    entries = read_recipe(recipe)
     check_mode(keep_class)
     model, call = plain_model(model), positional(args)
     kwargs = dict(kwargs or {})
-    if checkpoint is not None:
-        refuse_file(pathlib.Path(checkpoint))
     subject = model
     if device is not None:
         call, kwargs = to_device(call, device), to_device(kwargs, device)
         tensors = (*model.parameters(), *model.buffers())
         if any(t.device != torch.device(device) for t in tensors):
             subject = copy.deepcopy(model, dict(computed(model))).to(device)
-    if calibration is None and "labels" not in (kwargs or {}):  # a loss in the graph reads them
-        calibration = unlabelled(train, model, kwargs)
-    held = [to_device(b, device) for b in held_batches(calibration)] or None
+    held = _finite_data(subject, (call, kwargs), calibration, train, device) or None
+    supplies = {"target": target, "train": train, "calibration": held, "device": device}
+    supplies["checkpoint"] = checkpoint
+    supplies["keep_class"] = keep_class
+    _refuse_pipeline(build_pipeline(entries, supplies, options)[0], rounds)
     training = {m: m.training for m in subject.modules()}
     kept = contextlib.ExitStack()
     kept.enter_context(untouched(model, shared=False))
@@ -122,7 +121,7 @@ def compile(
             untie_tables=untie_tables,
             mode=mode,
         )
-        entries, result = read_recipe(recipe), None
+        result = None
         shapes = [
             [list(t.shape), str(t.dtype)]
             for t in pytree.tree_leaves((call, kwargs))
@@ -137,10 +136,7 @@ def compile(
         notes: list[str] = []
         goals = _targets(target, rounds, graph)
         for step in goals:
-            supplies = {"target": step, "train": train, "calibration": held, "device": device}
-            supplies["checkpoint"] = checkpoint
-            supplies["keep_class"] = keep_class
-            passes, notes = build_pipeline(entries, supplies, options)
+            passes, notes = build_pipeline(entries, {**supplies, "target": step}, options)
             if rounds > 1:
                 passes = _of_round(passes, result is None, step is goals[-1])
             if checkpoint is not None:
@@ -150,10 +146,16 @@ def compile(
         assert result is not None
         result.report.target = str(target)
         result.report.notes[:0] = notes
-        if measure:
-            _measure(result, target)
-        if evaluate is not None and before is not None:
-            _judge(result, evaluate, before, floor)
+        try:
+            if evaluate is not None and before is not None:
+                _judge(result, evaluate, before, floor)
+            if measure:
+                _measure(result, target)
+        except QualityError:
+            raise
+        except BaseException as error:  # of the user's function, or an interruption
+            vars(error)["result"] = result
+            raise
         modes = {name: training[m] for name, m in subject.named_modules()}
         result.model.train(modes[""])  # what a class keeps of the mode by itself
         for name, m in result.model.named_modules():
@@ -164,6 +166,35 @@ def compile(
         for m, was_training in training.items():
             m.training = was_training
         kept.close()
+
+
+def _finite_data(
+    model: nn.Module,
+    call: tuple[tuple[Any, ...], dict[str, Any]],
+    calibration: Iterable[Any] | None,
+    train: Iterable[Any] | None,
+    device: str | torch.device | None,
+) -> list[Any]:
+    """The calibration batches on the device, after they, the weights, the example inputs and a list
+    of training batches were looked at; a loader's are, as they are read. Raises NonFiniteError."""
+    finite, (_, kwargs) = FiniteCheck(model), call
+    finite.weights(call)
+    finite.batch(call, "the example")
+    what = "calibration batch"
+    if calibration is None and "labels" not in kwargs:  # a loss in the graph reads them
+        calibration, what = unlabelled(train, model, kwargs), "training batch"
+    batches = [to_device(batch, device) for batch in held_batches(calibration)]
+    held = list(finite.batches(batches, what))
+    if isinstance(train, (list, tuple)):
+        for i, batch in enumerate(train, 1):
+            args, named, _ = split_batch(batch, device)
+            finite.batch((args, named), f"training batch {i}")
+    return held
+
+
+def _refuse_pipeline(passes: list[Pass], rounds: int) -> None:
+    """Raise PlanError or PassOrderError for passes that do not fit each other, or rounds."""
+    check_order(_of_round(passes, True, True) if rounds > 1 else passes)
 
 
 def _targets(target: Target, rounds: int, graph: Graph) -> list[Target]:
@@ -203,12 +234,20 @@ def _of_round(passes: list[Pass], first: bool, last: bool) -> list[Pass]:
 
 
 def _measure(result: Result, target: Target) -> None:
-    """Time the result in eager torch and in the target's runtime; say so when it fell short."""
-    result.measure_all(("torch",))
+    """Time the result in eager torch and in the target's runtime; say so when it fell short, or
+    could not be timed: it is there all the same."""
+    try:
+        result.measure_all(("torch",))
+    except Exception as error:
+        result.report.notes.append(f"not timed in torch: {cause(error)}")
     if not target.measured:
         _measure_beside(result, target)
         return
-    comparison = result.measure(target.runtime, target.batch, attempts=ATTEMPTS)
+    try:
+        comparison = result.measure(target.runtime, target.batch, attempts=ATTEMPTS)
+    except Exception as error:
+        result.report.notes.append(f"not timed in {target.runtime}: {cause(error)}")
+        return
     if not comparison.steady:
         result.report.notes.append(
             f"the machine was not steady: in {comparison.attempts} attempts the original against "

@@ -26,6 +26,10 @@ class CallError(InputError, ValueError):
     """A call is none that the graph was captured for: a size, a constant or a dtype."""
 
 
+class NonFiniteError(PrunecError):
+    """A batch, an example input or a weight has NaN or infinite values that are not meant."""
+
+
 class RuleError(PrunecError):
     """An op rule was declared wrongly (unknown argument, duplicate name)."""
 
@@ -56,6 +60,10 @@ class QualityError(PrunecError):
 
 class SourceError(PrunecError):
     """MODEL or DATA could not be resolved."""
+
+
+class InterruptedCompile(PrunecError):
+    """Ctrl-C when there was something to keep: the message says where it is."""
 
 
 class ArtifactError(PrunecError):

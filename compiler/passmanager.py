@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+from .capture.finite import FiniteCheck
 from .compilation import Compilation
 from .errors import PassOrderError, PlanError
 from .inference.graph import Graph
@@ -101,13 +102,20 @@ class PassManager:
         graph, which this run cuts further: what it removed stays removed, scores are of its model,
         whose weights go on; plan and proof are of the original. `strict`: a check that proves
         nothing is an error, after the pass that it is of. Raises what a pass raises, PlanError when
-        nothing at all was changed, VerificationError when a pass left an invalid state.
+        nothing at all was changed, VerificationError when a pass left an invalid state,
+        NonFiniteError for bad values in weights, example or batches.
         """
         from .capture.batches import forward_arguments
 
+        finite, program = FiniteCheck(graph.source), graph.program
+        if start is None:
+            finite.weights((program.args, program.kwargs))
+            finite.batch((program.args, program.kwargs), "the example")
         batches = [
-            graph.program.flat_inputs(*forward_arguments(item))
-            for item in user_batches("calibration", calibration or ())
+            program.flat_inputs(*forward_arguments(item))
+            for item in finite.batches(
+                user_batches("calibration", calibration or ()), "calibration batch"
+            )
         ]
         state = Compilation(graph, batches)
         reports: list[PassReport] = []

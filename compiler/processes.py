@@ -11,6 +11,11 @@ import torch
 T = TypeVar("T")
 
 
+def is_first() -> bool:
+    """Whether this is the first process, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def on_first(made: Callable[[], T], device: torch.device) -> T:
     """What `made` gives in the first process, on all of them; what it raises there is raised
     everywhere. Timings differ between processes, and models of different widths train no common

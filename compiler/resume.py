@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -14,6 +13,7 @@ from torch import nn
 
 from .compilation import Compilation
 from .digest import content_digest
+from .durable import write_whole
 from .errors import PlanError
 from .passmanager import Pass, PassResult
 from .plan import Plan
@@ -22,6 +22,7 @@ from .report import Aim, BranchReport
 
 _FILE = "plan.json"
 _IN_ROUND = "round-{}"
+_DAMAGED = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, RecursionError)
 
 
 def resumable(
@@ -51,7 +52,7 @@ def resumable(
     own = json.loads(json.dumps(own, default=str))
     place = directory / _FILE if number == 1 else directory / _IN_ROUND.format(number) / _FILE
     device = next((t.device for t in tensors.values()), torch.device("cpu"))
-    found = on_first(lambda: _read(place), device)
+    found = on_first(lambda: known_plan(place), device)
     if found is None:
         return [*planning, _KeepPlan(place, own), *rest]
     if found["identity"] != own:
@@ -64,8 +65,43 @@ def resumable(
     return [_KnownPlan(found), *rest]
 
 
-def _read(place: pathlib.Path) -> Any:
-    return json.loads(place.read_text(encoding="utf-8")) if place.is_file() else None
+def known_plan(place: pathlib.Path) -> dict[str, Any] | None:
+    """What is kept in a file; None where there is none. Raises PlanError for a damaged one."""
+    if not place.is_file():
+        return None
+    try:
+        found = json.loads(place.read_text(encoding="utf-8"))
+        found["identity"].keys()
+        _parts(found)
+    except (*_DAMAGED, PlanError) as error:
+        raise PlanError(
+            f"the checkpoint {place} cannot be read ({type(error).__name__}: {error}): remove"
+            f" {place.parent}, and the compile begins anew."
+        ) from error
+    return found
+
+
+@dataclasses.dataclass
+class _Parts:
+    """What a kept plan is made of."""
+
+    plan: Plan
+    scores: dict[str, torch.Tensor]
+    room: tuple[Any, ...] | None
+    aim: Aim | None
+    branches: dict[str, BranchReport]
+    notes: list[str]
+
+
+def _parts(found: Mapping[str, Any]) -> _Parts:
+    return _Parts(
+        plan=Plan.from_json(found["plan"]),
+        scores={name: torch.tensor(own) for name, own in found["scores"].items()},
+        room=None if found["room"] is None else tuple(found["room"]),
+        aim=None if found["aim"] is None else Aim(**found["aim"]),
+        branches={b["name"]: BranchReport(**b) for b in found["branches"]},
+        notes=[str(note) for note in found["notes"]],
+    )
 
 
 @dataclasses.dataclass
@@ -90,10 +126,7 @@ class _KeepPlan(Pass):
         }
 
         def write() -> None:
-            self.place.parent.mkdir(parents=True, exist_ok=True)
-            scratch = self.place.with_suffix(".part")
-            scratch.write_text(json.dumps(data, default=str), encoding="utf-8")
-            os.replace(scratch, self.place)
+            write_whole(self.place, json.dumps(data, default=str))
 
         on_first(write, state.graph.program.device())
         return PassResult(False, f"kept in {self.place.parent.name}")
@@ -111,14 +144,12 @@ class _KnownPlan(Pass):
     provides: ClassVar[tuple[str, ...]] = ("plan", "dropped")
 
     def run(self, state: Compilation) -> PassResult:
-        plan = Plan.from_json(self.found["plan"])
+        parts = _parts(self.found)
+        plan = parts.plan
         state.drop(plan.dropped[len(state.plan.dropped) :])
-        state.plan.kept = plan.kept
-        state.scores = {name: torch.tensor(own) for name, own in self.found["scores"].items()}
-        state.room = None if self.found["room"] is None else tuple(self.found["room"])
-        state.aim = None if self.found["aim"] is None else Aim(**self.found["aim"])
-        state.branches = {b["name"]: BranchReport(**b) for b in self.found["branches"]}
-        state.notes += [note for note in self.found["notes"] if note not in state.notes]
+        state.plan.kept, state.scores, state.room = plan.kept, parts.scores, parts.room
+        state.aim, state.branches = parts.aim, parts.branches
+        state.notes += [note for note in parts.notes if note not in state.notes]
         return PassResult(False, f"{len(plan.kept)} dimensions, from the checkpoint directory")
 
     def options(self) -> dict[str, Any]:

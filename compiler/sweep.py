@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .capture.batches import forward_arguments, held_batches, to_device
 from .capture.capture import capture
 from .capture.eval_mode import eval_mode
+from .capture.finite import FiniteCheck
 from .capture.inputs import positional
 from .capture.models import plain_model
 from .compilation import Compilation
@@ -159,7 +160,11 @@ def sweep(
             model, call, kwargs=dict(kwargs or {}), outputs=outputs, untie_tables=untie_tables
         )
         program = graph.program
-        held = [to_device(b, program.device()) for b in held_batches(calibration)]
+        finite = FiniteCheck(model)
+        finite.weights((program.args, program.kwargs))
+        finite.batch((program.args, program.kwargs), "the example")
+        batches = [to_device(b, program.device()) for b in held_batches(calibration)]
+        held = list(finite.batches(batches, "calibration batch"))
         entries = read_recipe(recipe)
         supplies = {"target": targets[0], "train": None, "calibration": held or None}
         supplies["keep_class"] = keep_class

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -219,3 +220,41 @@ def test_ops_that_width_does_not_speed_up_are_named(
     assert "80% of the time stays" in text
     assert "conv2d 0.50 ms" in text
     assert "larger batch" in text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{", "[]", "null", '"x"', "[" * 100_000, '{"version": 1}', '{"version": 1, "times": 3}',
+        '{"version": 1, "times": {"a": NaN}}', '{"version": 1, "times": {"a": -1}}',
+        '{"version": 1, "times": {"a": "x"}}', '{"version": 1, "times": {"a": 1%s}}' % ("0" * 400),
+        b"\xff\xfe\x00",
+    ],
+)  # fmt: skip
+def test_a_damaged_cache_is_replaced(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, text: Any
+) -> None:
+    monkeypatch.setenv("PRUNEC_CACHE", str(tmp_path))
+    path = CostTable({}, "torch").path
+    assert path is not None
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    table = CostTable({}, "torch")
+    assert (len(table), len(table.notes)) == (0, 1)
+    table.put("a", 1.0)
+    table.save()
+    assert CostTable({}, "torch").get("a") == 1.0
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_cache_that_is_a_directory_is_left_and_noted(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRUNEC_CACHE", str(tmp_path))
+    path = CostTable({}, "torch").path
+    assert path is not None
+    path.mkdir()
+    table = CostTable({}, "torch")
+    table.put("a", 1.0)
+    table.save()
+    assert "could not be kept" in table.notes[-1]
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]  # no scratch file

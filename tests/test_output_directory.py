@@ -132,8 +132,8 @@ REFUSED = {
     "a file": (a_file, "exists and is no directory"),
     "below a file": (lambda p: a_file(p) / "x", "exists and is no directory"),
     "the current directory": (lambda p: p, "is the current directory"),
-    "above it": (lambda p: p.parent, "is the current directory, or above it"),
-    "a disk": (lambda _: pathlib.Path("/"), "is the root of a disk"),
+    "above it": (lambda p: p.parent, "is the current directory, or above it|is no prunec artifact"),
+    "a disk": (lambda _: pathlib.Path("/"), "is the root of a disk|is no prunec artifact"),
     "a name too long": (lambda p: p / ("x" * 300), "cannot be written to|File name too long"),
     "a device's folder": (lambda _: pathlib.Path("/proc/here"), "cannot be written to"),
 }

@@ -41,8 +41,9 @@ class OutputPlace:
         self._made: list[pathlib.Path] = []
 
     def __enter__(self) -> OutputPlace:
-        refuse_unmovable(self.target)
         try:
+            refuse_foreign(self.target)
+            refuse_unmovable(self.target)
             self._make_parents()
             self._lock = Lock(self.work)
             finish(self.work, self.target)

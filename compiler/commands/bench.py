@@ -13,12 +13,12 @@ from ..capture.batches import to_device
 from ..capture.examples import copied_call
 from ..cause import cause
 from ..console import PlainTable
+from ..device import check_device
 from ..errors import MeasureError
 from ..measure.model_timing import compare_modules
 from ..measure.onnx_timing import compare_onnx_files, fixed_batch
 from ..measure.timing import Comparison
 from ..sources.model import Source
-from .device import check_device
 from .open_model import as_graph, open_model
 
 ATTEMPTS = 3  # at a steady timing

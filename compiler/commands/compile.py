@@ -12,13 +12,19 @@ from rich.console import Console
 from torch import nn
 
 from ..artifact.fresh_process import try_in_fresh_process
-from ..artifact.place import SWEEP, refuse_file, refuse_foreign
+from ..artifact.place import SWEEP, OutputPlace, free_name, refuse_file
+from ..artifact.rescue import told
 from ..capture.batches import to_device, unlabelled
 from ..capture.capture import capture
 from ..driver import compile
-from ..errors import PlanError, SourceError
+from ..durable import write_whole
+from ..errors import InterruptedCompile, PlanError, PrunecError, SourceError
+from ..onnx_files.dtypes import refuse_dtypes
 from ..passmanager import Pass, PassManager, PassResult
+from ..preconditions import refuse_unwritable
+from ..processes import is_first
 from ..recipe import build_pipeline, read_recipe
+from ..result import Result
 from ..sources.data import load_data
 from ..sources.evaluation import metric_for
 from ..sources.model import Source, import_factory
@@ -26,8 +32,15 @@ from ..sources.rows import TRAIN
 from ..sources.tasks import named_task
 from ..sweep import sweep
 from ..target import Target
-from .device import check_device
 from .open_model import open_model
+from .refusals import (
+    Emitted,
+    column_roles,
+    emitted_files,
+    least_bytes,
+    pass_options,
+    refuse_options,
+)
 
 SEED = 0  # of the choice and order of samples
 
@@ -77,69 +90,109 @@ class CompileOptions:
 
 
 def compile_command(options: CompileOptions, console: Console) -> None:
-    """Resolve, compile, write; print the tables. Raises PrunecError; then nothing was written."""
-    check_device(options.device)
+    """Resolve, compile, write; print the tables. Raises PrunecError: then nothing was written, or
+    the error's `kept` says what was."""
     if options.sweep is not None:
         _sweep(options, console)
         return
     target = Target.parse(options.target or "", options.runtime, options.batch)
-    emitted = {word.strip() for word in options.emit.split(",")}
-    int8 = {"int8": "dynamic", "int8-static": "static"}
-    quantized = [int8[word] for word in sorted(emitted & int8.keys())]
-    if not emitted <= {"torch", "onnx", *int8} or len(quantized) > 1:
-        raise PlanError(
-            "--emit takes torch, onnx, and int8 or int8-static, with commas between them, not "
-            f"'{options.emit}'."
-        )
-    if not options.dry_run:
-        refuse_foreign(options.out)
-    source = _opened(options)
+    emitted = emitted_files(options.emit)
+    refuse_options(options, target)
     if options.dry_run:
+        source = _opened(options)
         _dry_run(options, source, target, console)
         return
+    if not is_first():  # of several processes that compile alike
+        _compiled(options, target, emitted, console)
+        return
+    with OutputPlace(options.out) as place:
+        result, processor = _compiled(options, target, emitted, console, place)
+        runtimes = ("onnxruntime",) if emitted.onnxruntime and options.measure else ()
+        try:
+            result.save(
+                place,
+                onnx=emitted.onnx,
+                int8=emitted.int8,
+                measure=runtimes,
+                processor=processor,
+                try_load=options.try_load,
+            )
+        except KeyboardInterrupt as error:
+            _say_kept(error)
+            raise
+        except PrunecError as error:
+            if error.kept == place.given:  # what was asked for, but for something beside it
+                result.report.print(console)
+            raise
+        if options.try_load:
+            try_in_fresh_process(options.out)
+    result.report.print(console)
+    console.print(f"artifact: {options.out}", highlight=False, soft_wrap=True)
+
+
+def _compiled(
+    options: CompileOptions,
+    target: Target,
+    emitted: Emitted,
+    console: Console,
+    place: OutputPlace | None = None,
+) -> tuple[Result, Any]:
+    """The result, and the processor to save along. What interrupts or fails behind the last pass
+    leaves a result, which goes beside `place`, since it was not judged, and not into it."""
+    source = _opened(options)
+    if emitted.onnxruntime:
+        refuse_dtypes(source.model)
+    if place is not None:
+        place.refuse_full(least_bytes(source.model, target), "the artifact")
     data = _data(options, source)
     train = data if options.steps != 0 else None
     evaluate = _evaluate(options, source, console)
-    result = compile(
-        source.model,
-        source.args,
-        kwargs=source.kwargs,
-        target=target,
-        outputs=options.outputs,
-        untie_tables=options.untie_tables,
-        calibration=unlabelled(data, source.model, source.kwargs),
-        train=train,
-        evaluate=evaluate,
-        floor=options.floor,
-        rounds=options.rounds,
-        checkpoint=options.checkpoint,
-        device=options.device,
-        recipe=options.recipe,
-        options=_pass_options(options),
-        keep_class=options.keep_class,
-        measure=options.measure,
-        strict=options.strict,
-        callback=lambda step, outcome, seconds: _progress(console, step, outcome, seconds),
-    )
-    runtimes = ("onnxruntime",) if emitted - {"torch"} and options.measure else ()
-    place = result.save(
-        options.out,
-        onnx="onnx" in emitted,
-        int8=quantized[0] if quantized else None,
-        measure=runtimes,
-        processor=source.processor,
-        try_load=options.try_load,
-    )
-    if options.try_load:
-        try_in_fresh_process(place)
-    result.report.print(console)
-    console.print(f"artifact: {place}", soft_wrap=True)
+    try:
+        result = compile(
+            source.model,
+            source.args,
+            kwargs=source.kwargs,
+            target=target,
+            outputs=options.outputs,
+            untie_tables=options.untie_tables,
+            calibration=unlabelled(data, source.model, source.kwargs),
+            train=train,
+            evaluate=evaluate,
+            floor=options.floor,
+            rounds=options.rounds,
+            checkpoint=options.checkpoint,
+            device=options.device,
+            recipe=options.recipe,
+            options=pass_options(options),
+            keep_class=options.keep_class,
+            measure=options.measure,
+            strict=options.strict,
+            callback=lambda step, outcome, seconds: _progress(console, step, outcome, seconds),
+        )
+    except BaseException as error:
+        made = getattr(error, "result", None)
+        if made is None or place is None:
+            raise
+        kept = made.save(free_name(place.target), processor=source.processor)
+        after = told(error, kept)
+        _say_kept(after)
+        raise after from error
+    return result, source.processor
+
+
+def _say_kept(error: BaseException) -> None:
+    """An interruption has no text of its own on the way out."""
+    kept = getattr(error, "kept", None)
+    if isinstance(error, KeyboardInterrupt) and kept is not None:
+        raise InterruptedCompile(f"interrupted; what was made by then is in {kept}") from error
 
 
 def _sweep(options: CompileOptions, console: Console) -> None:
     """Several targets from one set of scores: sweep.json and sweep.png in the directory."""
     targets = Target.parse_several(options.sweep or "", options.runtime, options.batch)
     refuse_file(options.out)
+    refuse_options(options, targets[0])
+    refuse_unwritable(options.out, "--out")
     source = _opened(options)
     data, evaluate = _data(options, source), _evaluate(options, source, console)
     found = sweep(
@@ -152,17 +205,16 @@ def _sweep(options: CompileOptions, console: Console) -> None:
         calibration=unlabelled(data, source.model, source.kwargs),
         evaluate=evaluate,
         recipe=options.recipe,
-        options={k: v for k, v in _pass_options(options).items() if k != "distill"},
+        options={k: v for k, v in pass_options(options).items() if k != "distill"},
         keep_class=options.keep_class,
         callback=lambda row: console.print(f"{row.asked}: {row.failed or 'done'}"),
     )
     console.print(found.table())
-    options.out.mkdir(parents=True, exist_ok=True)
     written = options.out / SWEEP[0]
-    written.write_text(json.dumps(found.to_json(), indent=1), encoding="utf-8")
+    write_whole(written, json.dumps(found.to_json(), indent=1))
     try:
         written = found.plot(options.out / SWEEP[1])
-    except PlanError as error:
+    except (PlanError, OSError) as error:
         console.print(f"note: {error}")
     console.print(f"sweep: {written}", soft_wrap=True)
 
@@ -198,12 +250,6 @@ def _read(
     max_samples: int | None = None,
     shuffle: bool = False,
 ) -> Iterable[Any]:
-    columns: dict[str, str] = {}
-    for entry in options.columns or ():
-        role, equals, column = entry.partition("=")
-        if not equals or not column:
-            raise SourceError(f"--column {entry} is not ROLE=COLUMN, as in label=stars.")
-        columns[role] = column
     return load_data(
         spec,
         source,
@@ -211,7 +257,7 @@ def _read(
         max_samples=max_samples,
         split=split,
         task=options.task,
-        columns=columns,
+        columns=column_roles(options.columns),
         max_length=options.max_length,
         pad_to=options.pad_to,
         seed=SEED,
@@ -247,27 +293,6 @@ def _evaluate(
     return function
 
 
-def _pass_options(options: CompileOptions) -> dict[str, dict[str, Any]]:
-    allocate: dict[str, Any] = {}
-    if options.round_to is not None:
-        allocate["round_to"] = options.round_to
-    if options.exclude:
-        allocate["exclude"] = options.exclude
-    if options.uniform:
-        allocate["uniform"] = True
-    if options.depth:
-        allocate["depth"] = options.depth
-    if options.best_effort:
-        allocate["best_effort"] = True
-    distill: dict[str, Any] = {}
-    if options.steps:
-        distill["steps"] = options.steps
-    if options.learning_rate is not None:
-        distill["learning_rate"] = options.learning_rate
-    chosen = {"allocate-widths": allocate, "distill": distill}
-    return {name: own for name, own in chosen.items() if own}
-
-
 def _dry_run(options: CompileOptions, source: Source, target: Target, console: Console) -> None:
     """Plan only: everything up to the rewrite."""
     data = _data(options, source)
@@ -282,7 +307,7 @@ def _dry_run(options: CompileOptions, source: Source, target: Target, console: C
     calibration = to_device(unlabelled(data, source.model, source.kwargs), options.device) or None
     supplies = {"target": target, "train": None, "calibration": calibration, "device": None}
     supplies["keep_class"] = options.keep_class
-    passes, _ = build_pipeline(entries, supplies, _pass_options(options))
+    passes, _ = build_pipeline(entries, supplies, pass_options(options))
     planning = [step for step in passes if not {"dense"} & {*step.provides, *step.needs}]
     result = PassManager(
         planning, lambda step, outcome, seconds: _progress(console, step, outcome, seconds)

@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import pathlib
-import tempfile
 from typing import Any
+
+from ..durable import write_whole
 
 VARIABLE = "PRUNEC_CACHE"  # names the directory; empty: nothing is kept
 VERSION = 1
@@ -15,6 +16,8 @@ KEYS = (
     *("device", "device_name", "threads", "dtype", "system", "torch", "capability"),
     *("cuda", "cudnn", "driver", "tf32"),
 )
+
+_OTHERS = (TypeError, AttributeError, OverflowError, RecursionError)  # of JSON that is no table
 
 
 def cache_directory() -> pathlib.Path | None:
@@ -62,23 +65,21 @@ class CostTable:
         if self.path is None or not self.measured:
             return
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             data = {
                 "version": VERSION,
                 "environment": self.environment,
                 "times": self._read() | self._times,
             }
-            handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.stem)
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(data, file, indent=0, default=str)
-            os.replace(name, self.path)
+            write_whole(self.path, json.dumps(data, indent=0, default=str))
         except OSError as error:
             self.notes.append(f"op times could not be kept in {self.path.parent.name}: {error}")
 
     def _read(self) -> dict[str, float]:
-        if self.path is None or not self.path.is_file():
+        if self.path is None:
             return {}
         try:
+            if not self.path.is_file():
+                return {}
             data = json.loads(self.path.read_text(encoding="utf-8"))
             if data["version"] != VERSION:
                 return {}
@@ -86,7 +87,7 @@ class CostTable:
             if not all(0 < ms < float("inf") for ms in times.values()):
                 raise ValueError("a time is not a positive number")
             return times
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, LookupError, *_OTHERS) as error:
             note = f"the cache {self.path.name} cannot be read and was measured again: {error!r}"
             if note not in self.notes:
                 self.notes.append(note)

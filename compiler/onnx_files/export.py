@@ -20,6 +20,7 @@ from ..cause import cause
 from ..errors import ExportError
 from ..ir.call_spec import CallSpec
 from ..option_types import checked
+from .dtypes import refuse_dtypes
 from .experts import BATCHED, batched_experts, groups_experts
 from .names import bind, in_order, input_tensors, name_axes, rename
 from .parity import prove_parity, reference_outputs
@@ -110,6 +111,7 @@ def export_onnx(
         raise ExportError(f"bounded_axes is 'static' or 'dynamic', not {bounded_axes!r}.")
     path = Path(path)
     require_writable(path)
+    refuse_dtypes(module)
     args, kwargs = tuple(args), in_order(module, tuple(args), dict(kwargs or {}))
     batch, lengths = batch_size(args, kwargs), sequence_lengths(args, kwargs)
     possible = {BATCH: bool(dynamic_batch and batch), SEQUENCE: bool(dynamic_batch and lengths)}

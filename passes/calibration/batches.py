@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ...compiler.capture.batches import forward_arguments
+from ...compiler.capture.finite import FiniteCheck
 from ...compiler.cause import cause
 from ...compiler.errors import PlanError
 from ...compiler.ir.program import Program
@@ -38,7 +39,9 @@ def calibration_batches(
         if given is None
         else [
             program.flat_inputs(*forward_arguments(item))
-            for item in user_batches("calibration", given)
+            for item in FiniteCheck(state.graph.source).batches(
+                user_batches("calibration", given), f"{asks}: calibration batch"
+            )
         ]
     )
     if not batches or program.is_meta:

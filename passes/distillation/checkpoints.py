@@ -1,4 +1,5 @@
-"""Checkpoints of a training run: written whole or not at all, read back only by the same run."""
+"""Checkpoints of a training run: JSON and safetensors, written whole or not at all, read back only
+by the same run."""
 
 from __future__ import annotations
 
@@ -10,25 +11,35 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
+from ...compiler.durable import sync_directory, sync_tree, write_whole
 from .losses import DistillError
+from .plain_state import read_state, write_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from .run_state import RunState
 
 _RUN = "run.json"
 _STEP = "step-"
 _WEIGHTS = "weights"
 _SAMPLED = 8  # entries of a tensor
+_FORMAT = 2
+# What a file raises that is missing, cut off, changed, or of something else.
+_DAMAGED = (
+    *(OSError, ValueError, TypeError, KeyError, IndexError, AttributeError),
+    *(OverflowError, RecursionError, RuntimeError, SafetensorError),
+)
 
 
 class Checkpoints:
     """The states of one run in a directory, the newest only; None: none are kept.
 
     `run` identifies it: options and shapes, JSON types; `weights`: the sample of the student's (see
-    `sample`) that it began from. accelerate saves what was prepared and registered with it (model,
-    optimizer, schedule, random states).
+    `sample`) that it began from. Each process writes a state of its own.
     """
 
     def __init__(
@@ -39,20 +50,26 @@ class Checkpoints:
         weights: dict[str, list[float]],
     ) -> None:
         self.directory = None if directory is None else pathlib.Path(directory)
-        self.every, self.run = every, json.loads(json.dumps(run, default=str))
+        self.every = every
+        self.run = json.loads(json.dumps({"format": _FORMAT, **run}, default=str))
         self.weights = weights
 
     def newest(self) -> int | None:
         """The step of the newest checkpoint.
 
         Raises:
-            DistillError: the directory holds another run's.
+            DistillError: the directory holds another run's, or something that is none.
         """
         if self.directory is None or not (self.directory / _RUN).is_file():
             return None
-        found = json.loads((self.directory / _RUN).read_text())
-        began = found.pop(_WEIGHTS, {})
-        if found != self.run or not _alike(began, self.weights):
+        try:
+            found = json.loads((self.directory / _RUN).read_text(encoding="utf-8"))
+            began = found.pop(_WEIGHTS, {})
+            same = found == self.run
+            began_alike = same and _alike(began, self.weights)
+        except _DAMAGED as error:
+            raise self._damaged(self.directory / _RUN, error) from error
+        if not began_alike:
             keys = sorted(found.keys() | self.run.keys())
             other = [key for key in keys if found.get(key) != self.run.get(key)]
             other = other or ["the weights that the smaller model begins with"]
@@ -67,34 +84,47 @@ class Checkpoints:
         ]
         return max(steps, default=None)
 
-    def save(self, accelerator: Accelerator, step: int, last: bool = False) -> None:
+    def save(self, made: Accelerator, state: RunState, step: int, last: bool = False) -> None:
         """Where it is time to, or at the `last` step: write, then remove the older ones."""
         if self.directory is None or not (last or step % self.every == 0):
             return
-        if accelerator.is_main_process:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            scratch = self.directory / f"{_RUN}.part"
-            scratch.write_text(json.dumps({**self.run, _WEIGHTS: self.weights}, indent=1))
-            os.replace(scratch, self.directory / _RUN)
-        accelerator.wait_for_everyone()
         place, part = self.directory / f"{_STEP}{step}", self.directory / f"{_STEP}{step}.part"
-        if accelerator.is_main_process:
+        if made.is_main_process:
+            text = json.dumps({**self.run, _WEIGHTS: self.weights}, indent=1)
+            write_whole(self.directory / _RUN, text)
             shutil.rmtree(part, ignore_errors=True)
-        accelerator.wait_for_everyone()
-        accelerator.save_state(str(part))
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
+            part.mkdir()
+        made.wait_for_everyone()
+        write_state(part / f"process-{made.process_index}", state.take())
+        made.wait_for_everyone()
+        if made.is_main_process:
+            sync_tree(part)
             shutil.rmtree(place, ignore_errors=True)
             os.replace(part, place)
+            sync_directory(self.directory)
             for other in self.directory.glob(f"{_STEP}*"):
                 if other != place:
                     shutil.rmtree(other, ignore_errors=True)
-        accelerator.wait_for_everyone()
+        made.wait_for_everyone()
 
-    def load(self, accelerator: Accelerator, step: int) -> None:
-        """Put the state at `step` back into everything prepared and registered."""
+    def load(self, made: Accelerator, state: RunState, step: int) -> None:
+        """Put the state at `step` back.
+
+        Raises:
+            DistillError: it is damaged, or of another format; the model then is as it was.
+        """
         assert self.directory is not None
-        accelerator.load_state(str(self.directory / f"{_STEP}{step}"))
+        place = self.directory / f"{_STEP}{step}"
+        try:
+            state.put(read_state(place / f"process-{made.process_index}"))
+        except _DAMAGED as error:
+            raise self._damaged(place, error) from error
+
+    def _damaged(self, place: pathlib.Path, error: Exception) -> DistillError:
+        return DistillError(
+            f"the checkpoint {place} cannot be read ({type(error).__name__}: {error}): remove"
+            f" {self.directory}, and the run begins anew."
+        )
 
 
 @torch.no_grad()

@@ -21,7 +21,9 @@ from torch.utils.data import DataLoader
 
 from ...compiler.capture.batches import named_arguments, split_batch
 from ...compiler.capture.examples import copied_call
+from ...compiler.capture.finite import FiniteCheck
 from ...compiler.digest import content_digest
+from ...compiler.errors import NonFiniteError
 from .accelerated import accelerator, leave, shared, take, without_autocast
 from .average import Average
 from .borrowed import LastGood
@@ -31,6 +33,7 @@ from .losses import DistillError
 from .masks import Mask
 from .modes import in_mode
 from .objective import Objective
+from .run_state import RunState
 from .steps import batches, learning_rate_factor, total_steps
 from .teacher import Teacher, fingerprint
 from .undo import JUDGED, Start, held_out
@@ -85,6 +88,8 @@ class Training:
         self.final = span[1] == 1.0
         self.watch = Watch(options.metric if self.final else None, options.patience)
         self.total = self.begin = self.end = 0
+        self.finite = FiniteCheck(teacher.model)
+        self.read = 0  # batches so far, over all epochs
         self.subject = student  # what is measured: sharded it is a copy
         self.start: Start | None = None
         self.undone = False
@@ -136,12 +141,17 @@ class Training:
             )
             self.good = LastGood(subject)
             self.average = Average(options.ema if self.final else None, self.good.live)
-            made.register_for_checkpointing(
-                schedule, self.progress, self.watch, self.average, self.objective
-            )
+            parts = {
+                "schedule": schedule,
+                "progress": self.progress,
+                "watch": self.watch,
+                "average": self.average,
+                "objective": self.objective,
+            }
+            state = RunState(made, model, optimizer, parts)
             try:
                 with self.features.attached(subject):
-                    self._steps(made, model, optimizer, schedule, loader, device, advance)
+                    self._steps(made, model, optimizer, schedule, state, loader, device, advance)
                 with self.average.in_place(stay=True):
                     self.watch.restore(self.good.live())
                 if not self.good.is_finite():
@@ -163,6 +173,7 @@ class Training:
         model: nn.Module,
         optimizer: Any,
         schedule: LambdaLR,
+        state: RunState,
         loader: Iterable[Any],
         device: torch.device,
         advance: Callable[[int, int, float], None],
@@ -183,8 +194,9 @@ class Training:
         done = (self.begin if newest is None else newest) * options.accumulate
         for _ in itertools.islice(feed, done):
             pass  # the same batches in the same order, up to where the run had come
+        self.read = done
         if newest is not None:
-            checkpoints.load(made, newest)
+            checkpoints.load(made, state, newest)
             self.mask.hold(self._along(newest))
             self.good.keep()
         else:
@@ -222,7 +234,7 @@ class Training:
             if self.watch.metric is not None and (last or step % every == 0):
                 with self.average.in_place():
                     progress.stopped = not self._look(step)
-            checkpoints.save(made, step, last or progress.stopped)
+            checkpoints.save(made, state, step, last or progress.stopped)
 
     def _judge(self, made: Accelerator, judges: Sequence[Any], device: torch.device) -> float:
         """The mean loss of the outputs on some batches, over all processes: of the model in eval
@@ -268,6 +280,12 @@ class Training:
 
     def _loss(self, model: nn.Module, batch: Any, device: torch.device, step: int) -> Tensor:
         args, kwargs, labels = split_batch(batch, device, self.teacher.model)
+        self.read += 1
+        try:
+            self.finite.batch((args, kwargs), f"training batch {self.read}")
+        except NonFiniteError:
+            self.good.restore()
+            raise
         answer, wanted = self.teacher(args, kwargs)
         arguments = named_arguments(self.teacher.model, args, kwargs)
         if labels is not None:
