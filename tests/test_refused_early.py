@@ -283,6 +283,7 @@ def test_masks_of_infinities_and_missing_values_are_honest() -> None:
         x, mask = torch.randn(2, 5, 8), torch.zeros(2, 1, 5)
         if hidden:
             mask[:, :, -hidden:] = -INF
+        if hidden == 1:
             x[0, 1, 2] = NAN
         return x, mask
 
