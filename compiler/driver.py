@@ -90,18 +90,18 @@ def compile(
 
     Raises ArgumentError, CaptureError, TargetError, PlanError, VerificationError, QualityError.
     """
-    refuse_arguments(target, calibration, train, floor, rounds, checkpoint, device, options)
+    refuse_arguments(target, floor, rounds, checkpoint, device)
     entries = read_recipe(recipe)
     check_mode(keep_class)
     model, call = plain_model(model), positional(args)
-    kwargs = dict(kwargs or {})
+    named: dict[str, Any] = dict(kwargs or {})
     subject = model
     if device is not None:
-        call, kwargs = to_device(call, device), to_device(kwargs, device)
+        call, named = to_device(call, device), to_device(named, device)
         tensors = (*model.parameters(), *model.buffers())
         if any(t.device != torch.device(device) for t in tensors):
             subject = copy.deepcopy(model, dict(computed(model))).to(device)
-    held = _finite_data(subject, (call, kwargs), calibration, train, device) or None
+    held = _finite_data(subject, (call, named), calibration, train, device) or None
     supplies = {"target": target, "train": train, "calibration": held, "device": device}
     supplies["checkpoint"] = checkpoint
     supplies["keep_class"] = keep_class
@@ -115,7 +115,7 @@ def compile(
         graph = capture(
             subject,
             call,
-            kwargs=kwargs,
+            kwargs=named,
             dynamic_shapes=dynamic_shapes,
             outputs=outputs,
             untie_tables=untie_tables,
@@ -124,7 +124,7 @@ def compile(
         result = None
         shapes = [
             [list(t.shape), str(t.dtype)]
-            for t in pytree.tree_leaves((call, kwargs))
+            for t in pytree.tree_leaves((call, named))
             if isinstance(t, Tensor)
         ]
         identity = {

@@ -291,7 +291,7 @@ class Distill(Pass):
         if training.start is not None:
             details["loss of the outputs"] = [training.start.before, training.start.after]
             details["judged by"] = "held-out batches" if training.judges else "the first batch"
-        if training.undone:
+        if training.undone and training.start is not None:
             details["undone"] = True
             summary += (
                 f"; undone: the loss rose from {training.start.before:.4g} to"

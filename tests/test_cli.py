@@ -168,7 +168,7 @@ def test_compile_trains_and_proves_on_a_factory_of_batches(run: Run) -> None:
     distill = report["passes"][-1]
     assert distill["details"]["steps"] == 3
     assert distill["options"]["learning_rate"] == 0.001
-    assert next(c for c in report["checks"] if c["name"] == "zero mask")["inputs"] == 4
+    assert next(c for c in report["checks"] if c["name"] == "zero mask")["inputs"] == 5
     assert {d["after"] for d in report["dimensions"] if d["state"] == "pruned"} == {8, 16}
 
 
@@ -202,7 +202,7 @@ def test_steps_0_repairs_and_proves_on_the_data_and_does_not_train(run: Run) -> 
     report = json.loads(pathlib.Path("small/report.json").read_text())
     names = [step["name"] for step in report["passes"]]
     assert names[-3:] == ["sparse-to-dense", "reconstruct", "recalibrate-batch-norm"]
-    assert next(c for c in report["checks"] if c["name"] == "zero mask")["inputs"] == 4
+    assert next(c for c in report["checks"] if c["name"] == "zero mask")["inputs"] == 5
 
 
 def test_dry_run_counts_and_writes_nothing(run: Run) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -155,8 +155,7 @@ def _fill(small: nn.Module, own: dict[str, Tensor], stored: dict[str, Tensor]) -
         if isinstance(tensor, nn.Parameter) and isinstance(value, nn.Parameter):
             tensor.requires_grad_(value.requires_grad)
     for part in small.modules():
-        tables: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
-        for table in tables:
+        for table in cast(list[dict[str, Any]], [part._parameters, part._buffers]):
             for name, tensor in table.items():
                 if tensor is not None and id(tensor) in made:
                     table[name] = made[id(tensor)]

@@ -60,7 +60,7 @@ class ObjectState:
             self._undo.extend(_tensor(value, memory(value) in self._weights))
         elif isinstance(value, torch.Generator):
             state = value.get_state()
-            self._undo.append(functools.partial(value.set_state, state))
+            self._undo.append(lambda: value.set_state(state) and None)
         elif isinstance(value, numpy.ndarray):
             self._undo.append(_array(value))
         elif isinstance(value, _CONTAINERS):
@@ -105,7 +105,8 @@ def container(value: Any) -> Undo:
     """How to give a list, dict, set or deque the entries it has now."""
     if isinstance(value, dict):
         entries = list(value.items())
-        base = collections.OrderedDict if isinstance(value, collections.OrderedDict) else dict
+        ordered = isinstance(value, collections.OrderedDict)
+        base: Any = collections.OrderedDict if ordered else dict
 
         def restore_dict() -> None:
             now = list(value.items())

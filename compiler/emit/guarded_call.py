@@ -23,7 +23,7 @@ def with_check(source: str, names: Sequence[str]) -> str:
 
 def is_traced() -> bool:
     """Whether the graph is being traced: its sizes are then the tracer's to guard."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
 def check_call(call: CallSpec | None, flat: Sequence[Any]) -> None:

@@ -120,7 +120,7 @@ def _like_with_like(
 
 def _torch_calls(
     models: tuple[nn.Module, nn.Module],
-    args: Sequence[Any],
+    args: tuple[Any, ...],
     kwargs: dict[str, Any],
     device: torch.device,
     runtime: str,
@@ -159,7 +159,7 @@ def _torch_calls(
 def _onnx_calls(
     models: tuple[nn.Module, nn.Module],
     files: tuple[Path | str | None, Path | str | None],
-    args: Sequence[Any],
+    args: tuple[Any, ...],
     kwargs: dict[str, Any],
     device: torch.device,
     stack: contextlib.ExitStack,

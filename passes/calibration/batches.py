@@ -14,7 +14,6 @@ from ...compiler.errors import PlanError
 from ...compiler.ir.program import Program
 from ...compiler.user_code import user_batches
 from ...compiler.verify.interpreter import ProgramInterpreter
-from .finite import refuse_inputs, refuse_weights
 from .streams import Stream, measuring
 
 if TYPE_CHECKING:
@@ -49,8 +48,6 @@ def calibration_batches(
         raise PlanError(
             f"{asks} needs {what}: give calibration=, unlabelled batches, or leave the pass out."
         )
-    refuse_inputs(batches)
-    refuse_weights(program)
     known: dict[Any, str | None] = {_shapes(program.flat_inputs()): None}
     fitting = [flat for flat in batches if _obstacle(program, flat, known) is None]
     if not fitting:

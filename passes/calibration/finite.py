@@ -1,43 +1,12 @@
-"""Data and weights that are not finite stop a pass at once, named: no statistic of them means
-anything."""
+"""Values inside the model that are not finite stop a pass at once, named: no statistic of them
+means anything. The manager has looked at weights, example and batches before any pass runs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...compiler.errors import PlanError
-from ...compiler.ir.program import Program
-
-
-def refuse_inputs(batches: Sequence[Sequence[Any]]) -> None:
-    """Raise PlanError for a batch (flat inputs of the program) that holds a NaN or an infinity. A
-    tensor with nothing above 0 may hold -inf: it is a mask that is added to scores."""
-    for number, flat in enumerate(batches):
-        for x in flat:
-            if not isinstance(x, Tensor) or not (x.is_floating_point() or x.is_complex()):
-                continue
-            if bool(x.isfinite().all()):
-                continue
-            mask = not x.is_complex() and not bool(x.isnan().any()) and not bool((x > 0).any())
-            if not mask:
-                raise PlanError(
-                    f"calibration batch {number} (counted from 0) holds a NaN or an infinity, in an"
-                    f" input of shape {list(x.shape)}: clean the data, or leave that batch out."
-                )
-
-
-def refuse_weights(program: Program) -> None:
-    """Raise PlanError for a parameter that holds a NaN or an infinity, or a buffer with a NaN."""
-    for name, tensor in program.tensors.items():
-        if not tensor.is_floating_point() or tensor.device.type == "meta":
-            continue
-        bad = ~tensor.isfinite() if isinstance(tensor, nn.Parameter) else tensor.isnan()
-        if bool(bad.any()):
-            raise not_finite(f"the weight '{name}'")
 
 
 def refuse_rows(total: Tensor, layer: str, batch: int, of: str = "read") -> None:
