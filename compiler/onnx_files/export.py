@@ -121,6 +121,7 @@ def export_onnx(
     notes: list[str] = []
     failures: dict[tuple[str, ...], ExportError] = {}
     bounded: set[tuple[str, ...]] = set()
+    captured: dict[str, None] = {}  # every range met, that of an axis which was then fixed too
     for axes, decompose in _ATTEMPTS:
         if not all(possible[axis] for axis in axes) or axes in bounded:
             continue
@@ -134,12 +135,13 @@ def export_onnx(
                     if (own := own_spec(module)) is not None:
                         specs.append(_on_axes(own, args, kwargs, axes))
                     ranges = list(dict.fromkeys(x for spec in specs for x in spec.describe()))
+                    captured |= dict.fromkeys(ranges)
                     if bounded_axes == "static":
                         bounded.add(axes)
                         require_unbounded(module, specs)
                         bounded.discard(axes)
-                    if ranges:
-                        program.model.metadata_props["prunec.sizes"] = "; ".join(ranges)
+                    if captured:
+                        program.model.metadata_props["prunec.sizes"] = "; ".join(captured)
                     rename(program.model, inputs, outputs)
                     name_axes(program.model, _names(module, args, kwargs, axes))
                     chosen = _write(program, draft, opset)
