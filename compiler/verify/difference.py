@@ -35,13 +35,17 @@ def relative_error(found: Sequence[Any], expected: Sequence[Any]) -> float:
 
 
 def difference(
-    found: Sequence[Any], expected: Sequence[Any], exact: Sequence[Any] | None = None
+    found: Sequence[Any],
+    expected: Sequence[Any],
+    exact: Sequence[Any] | None = None,
+    least: float = 0.0,
 ) -> Difference:
     """Compare outputs; the error is inf where shapes, non-finite places, integers or what is no
     tensor differ.
 
     `exact`: the expected outputs in float64. With it a slice may be off by what rounding explains:
-    a few times the distance of the expected one from the exact one.
+    a few times the distance of the expected one from the exact one. `least`: tensors
+    and slices of smaller values than this are taken to be of this size.
     """
     if len(found) != len(expected):
         return Difference(math.inf, math.inf)
@@ -61,7 +65,7 @@ def difference(
                 return Difference(math.inf, math.inf, frozenset(blind))
             continue
         true = exact[place] if exact is not None else None
-        own, total, seen = _floats(a, b, true if isinstance(true, Tensor) else None)
+        own, total, seen = _floats(a, b, true if isinstance(true, Tensor) else None, least)
         error, whole = max(error, own), max(whole, total)
         if not seen:
             blind.add(place)
@@ -81,7 +85,9 @@ def _plain(a: Any, b: Any) -> float:
     return 0.0 if same else math.inf
 
 
-def _floats(a: Tensor, b: Tensor, exact: Tensor | None) -> tuple[float, float, bool]:
+def _floats(
+    a: Tensor, b: Tensor, exact: Tensor | None, least: float
+) -> tuple[float, float, bool]:
     """(worst error by slice and tensor, that by tensor, whether anything finite was compared)."""
     x, y = _real(a), _real(b)
     if not _same_places(x, y):
@@ -92,7 +98,7 @@ def _floats(a: Tensor, b: Tensor, exact: Tensor | None) -> tuple[float, float, b
     if not bool(finite.all()):
         x, y = torch.where(finite, x, 0), torch.where(finite, y, 0)
     gap, size = (x - y).abs(), y.abs()
-    scale = size.max()
+    scale = size.max().clamp_min(least)
     whole = float(gap.max().double() / scale.double().clamp_min(1e-30))
     if whole == 0:
         return 0.0, 0.0, True
@@ -105,8 +111,19 @@ def _floats(a: Tensor, b: Tensor, exact: Tensor | None) -> tuple[float, float, b
         g, s = (_largest(t, axis).double() for t in (gap, size))
         if off is not None:
             g = (g - ROUNDING * _largest(off, axis)).clamp_min(0)
-        worst = max(worst, float((g / s.clamp_min(FLOOR * float(scale)).clamp_min(1e-30)).max()))
+        low = max(FLOOR * float(scale), least, 1e-30)
+        worst = max(worst, float((g / s.clamp_min(low)).max()))
     return worst, whole, True
+
+
+def largest(values: Sequence[Any]) -> float:
+    """The largest finite value of all float tensors among these."""
+    sizes = [
+        float(torch.nan_to_num(_real(x), 0.0, 0.0, 0.0).abs().max())
+        for x in values
+        if isinstance(x, Tensor) and x.is_floating_point() and x.numel() and not x.is_meta
+    ]
+    return max(sizes, default=0.0)
 
 
 def _real(x: Tensor) -> Tensor:

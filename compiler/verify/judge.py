@@ -7,6 +7,7 @@ masked, an index of the largest): the values in which dimensions end are compare
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..inference.graph import Graph
 from ..ir.program import Program
 from ..ir.terms import Var, variables
 from .check import TOLERANCE, Check
-from .difference import difference, relative_error
+from .difference import FLOOR, Difference, difference, largest, relative_error
 from .interpreter import ProgramInterpreter
 
 Inputs = Sequence[Sequence[Any]]
@@ -66,13 +67,15 @@ def judge(
             trial = trials(dtype)
             expected = values_at(trial.expected, x, points)
             count = len(expected) - len(points)
-            gap = difference(values_at(trial.found, x, points), expected)
+            gap = _apart(values_at(trial.found, x, points), expected, count)
             if gap.error <= TOLERANCE or dtype == torch.float64:
                 break
         worst, used = max(worst, gap.error), dtype if dtype == torch.float64 else used
         blind = gap.blind if blind is None else blind & gap.blind
         if moved <= TOLERANCE:
-            moved = max(moved, shift(lambda: values_at(trial.wrong, x, points), expected))  # noqa: B023
+            wrong = functools.partial(values_at, trial.wrong, x, points)
+            apart = functools.partial(_apart, outputs=count)
+            moved = max(moved, shift(wrong, expected, lambda a, b: apart(a, b).error))  # noqa: B023
     unseen = [place for place in sorted(blind or ()) if place < count]
     why = blindness(moved, unseen, inputs)
     moved = min(moved, MOST)
@@ -81,10 +84,26 @@ def judge(
     )
 
 
-def shift(wrong: Callable[[], list[Any]], expected: Sequence[Any]) -> float:
+def _apart(found: Sequence[Any], expected: Sequence[Any], outputs: int) -> Difference:
+    """The difference of the outputs and of what follows them: values inside, of which one may be
+    nothing but rounding (a sum of what was centred). Beside the others it then counts as small."""
+    ends = expected[outputs:]
+    first = difference(found[:outputs], expected[:outputs])
+    least = FLOOR * largest(expected) if ends else 0.0
+    second = difference(found[outputs:], ends, least=least)
+    return Difference(
+        max(first.error, second.error), max(first.whole, second.whole), first.blind
+    )
+
+
+def shift(
+    wrong: Callable[[], list[Any]],
+    expected: Sequence[Any],
+    error: Callable[[Sequence[Any], Sequence[Any]], float] = relative_error,
+) -> float:
     """How far a deliberate mistake moves what is compared; what it makes raise shows as well."""
     try:
-        return relative_error(wrong(), expected)
+        return error(wrong(), expected)
     except Exception:  # whatever ops raise on values that no mistake was meant to give
         return MOST
 
