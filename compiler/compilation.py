@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .capture.copies import computed
 from .emit.build import Dense
 from .emit.leaf_modules import emit_graph_module, leaf_specs
-from .emit.replay import computed
 from .inference.graph import Graph
 from .ir.drop import Drop
 from .plan import Plan

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .capture.batches import held_batches, split_batch, to_device, unlabelled
 from .capture.capture import capture
+from .capture.copies import computed
 from .capture.finite import FiniteCheck
 from .capture.inputs import positional
 from .capture.models import plain_model
@@ -22,7 +23,6 @@ from .capture.untouched import untouched
 from .cause import cause
 from .digest import content_digest
 from .emit.class_needs import check_mode
-from .emit.replay import computed
 from .errors import PlanError, QualityError
 from .inference.graph import Graph
 from .measure.model_timing import compare_modules

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from . import plan_data as read
 from .capture.capture import capture
+from .capture.masks import without_masks
 from .capture.models import plain_model
 from .emit.leaf_modules import emit_graph_module, leaf_specs
 from .emit.replay import replay
@@ -162,7 +163,7 @@ class Plan:
         graph: the model is captured with `args`, `kwargs` and rewritten. Trained weights are not
         part of a plan. Raises PlanError when the model does not fit.
         """
-        model = plain_model(model)
+        model = without_masks(plain_model(model))
         check_fits(self, model)
         if self.backend == "module":
             return replay(

@@ -18,9 +18,11 @@ from .eval_mode import eval_mode
 from .examples import distinct
 from .inline import drop_unused
 from .inputs import named_shapes, positional, require_inputs
+from .masks import masked, without_masks
 from .models import plain_model
 from .outputs import select_outputs
 from .side_branches import side_branches
+from .stale_caches import without_stale_caches
 from .strided import without_strides
 from .untouched import untouched
 from .widened import program_for
@@ -54,19 +56,30 @@ def capture(
     """
     if mode not in ("auto", "eval"):
         raise CaptureError(f"mode is 'auto' or 'eval', not {mode!r}.")
-    model = plain_model(model)
+    user_model = plain_model(model)
+    model = without_masks(user_model)
     own, given = _example(model, positional(args), dict(kwargs or {}))
     require_inputs(model, own, given)
     call = distinct(own, {**without_cache(model), **given})
     if dynamic_shapes is not None:
         dynamic_shapes = named_shapes(model, *call, dynamic_shapes)
     with untouched(model), eval_mode(model):
-        program = program_for(model, call, dynamic_shapes)
+        program = without_stale_caches(
+            model, call, lambda m: program_for(m, call, dynamic_shapes)
+        )
+    model = program.source
     call = program.args, program.kwargs
     if "draft" in program.how:
         program.notes.append(
             "captured by draft_export: branches that depend on values are fixed to those the "
             "example inputs take"
+        )
+    if masked(user_model):
+        names = masked(user_model)
+        program.notes.append(
+            f"{len(names)} masks of torch.nn.utils.prune were made permanent "
+            f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}): the result holds plain "
+            "weights with their zeros; the model that was given keeps its masks"
         )
     without_strides(program)
     if outputs is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..capture.copies import computed
 from ..capture.program import identity
 from ..errors import PlanError
 from .resize_modules import Changes, as_type_of, plain
@@ -93,13 +94,6 @@ def copy_with(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
         if isinstance(old, Tensor):
             memo[id(old)] = tensor
     return copy.deepcopy(model, memo)
-
-
-def computed(model: nn.Module) -> dict[int, Tensor]:
-    """Copies, by id, of what modules hold that autograd made (the weight of weight_norm's hook,
-    made again by each forward): deepcopy refuses those."""
-    held = (value for m in model.modules() for value in vars(m).values())
-    return {id(t): t.detach().clone() for t in held if isinstance(t, Tensor) and not t.is_leaf}
 
 
 def add_tensor(model: nn.Module, name: str, tensor: Tensor) -> bool:
