@@ -76,7 +76,8 @@ def test_masks_left_attached_are_baked_into_plain_weights(way, x, tmp_path):
 def test_rows_that_a_structured_mask_zeroed_are_found_dead(x):
     model = Net().eval()
     prune.ln_structured(model.a, "weight", 0.5, 2, 0)
-    prune.custom_from_mask(model.a, "bias", model.a.weight_mask[:, 0, 0, 0])
+    mask = dict(model.named_buffers())["a.weight_mask"][:, 0, 0, 0]
+    prune.custom_from_mask(model.a, "bias", mask)
     expected = model(x)
     graph = compiler.capture(model, (x,))
     result = compiler.PassManager([passes.SparseToDense()]).run(graph)

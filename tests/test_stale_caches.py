@@ -186,3 +186,36 @@ def test_what_is_no_cache_stays_where_a_size_is_bounded():
     graph = compiler.capture(model, (x,))
     assert graph.source is model
     assert not any("earlier call" in note for note in graph.program.notes)
+
+
+def test_a_buffer_that_forward_registers_is_no_input_that_is_written_to():
+    class Registers(Net):
+        def forward(self, x):
+            if not hasattr(self, "place"):
+                self.register_buffer("place", torch.arange(x.shape[1]).float(), persistent=False)
+            return self.body(x + self.place)
+
+    model, x = Registers().eval(), torch.randn(3, 8)
+    result = compiler.compile(model, (x,), target=compiler.Target(params=0.6), measure=False)
+    assert not hasattr(model, "place")
+    assert "register_buffer" not in vars(model)
+    assert type(result.model) is Registers
+    other = torch.randn(5, 8)
+    given = other.clone()
+    assert torch.allclose(result.graph_module(other), result.model(other), atol=1e-5)
+    assert torch.equal(other, given)
+
+
+def test_an_empty_buffer_before_a_full_one_does_not_write_to_it():
+    class Two(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("first", None)
+            self.register_buffer("second", torch.full((1,), 3.0))
+
+        def forward(self, x):
+            self.first = torch.ones(1)
+            return self.body(x) * self.second + self.first
+
+    graph = compiler.capture(Two().eval(), (torch.randn(3, 8),))
+    assert not any("copy_" in str(n.target) for n in graph.program.graph.nodes)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..cause import cause
 from ..errors import CaptureError
 from .examples import copied_call, fresh_containers
+from .late_buffers import late_buffers_as_attributes
 from .quiet_meta import quiet_meta
 from .untouched import copy_on_write, untouched
 
@@ -77,6 +78,7 @@ def export(
             try:
                 given, named = fresh_containers(args, kwargs)
                 with untouched(model):  # what a failed attempt stored would fail the next one
+                    late_buffers_as_attributes(model)
                     return torch.export.export(
                         model, given, named, dynamic_shapes=shapes, strict=False
                     ), how
@@ -87,6 +89,7 @@ def export(
         try:
             given, named = fresh_containers(args, kwargs)
             with untouched(model):
+                late_buffers_as_attributes(model)
                 program = torch.export.draft_export(model, given, named, strict=False)
             return program, "torch.export.draft_export, static shapes"
         except Exception as error:

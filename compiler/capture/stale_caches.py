@@ -14,6 +14,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from ..errors import CaptureError
+from ..inference.rule import op_name
 from ..ir.program import Program, is_symbolic
 from .copies import copy_sharing
 from .examples import copied_call
@@ -71,6 +72,9 @@ def _bound_sizes(call: Call, program: Program | None) -> set[int]:
     found |= {
         x.shape[1] for x in leaves if x.dim() == 2 and not x.is_floating_point()
     } & _fixed(program)
+    for node in program.graph.nodes:  # a buffer that forward replaces
+        if op_name(node.target) == "aten::copy_" and str(node.args[0].target) in program.tensors:
+            found |= set(program.tensors[str(node.args[0].target)].shape)
     for span in program.call.ranges.values():
         found |= {n + d for n in (span.low, span.high) if n is not None for d in (-1, 0, 1)}
     for condition in program.call.conditions:
