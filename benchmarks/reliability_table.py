@@ -23,8 +23,8 @@ FUZZ = """
 `benchmarks/fuzz.py {cases} --seed {seed}`, {when}, {seconds} s: artifacts of a plain CNN, of a
 graph module, of a BERT and of a Llama are damaged (bits, lengths, JSON types and values, deletions,
 files of other artifacts) and opened, each in a process of its own with limits on memory and time,
-in which every audit event is watched. With *fitted* checksums the damage is hidden from them, as one who can
-recompute them would do; other outputs are then expected, since weights may be any.
+in which every audit event is watched. With *fitted* checksums the damage is hidden from them, as
+one who can recompute them would do; other outputs are then expected, since weights may be any.
 
 | outcome | checksums fitted | not fitted |
 |---|---|---|

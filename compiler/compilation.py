@@ -88,6 +88,11 @@ class Compilation:
         self.graph = self.plan.graph = graph
 
     @property
+    def samples(self) -> list[list[Any]]:
+        """The calibration batches of sizes that the graph was captured for."""
+        return [flat for flat in self.calibration if self.graph.program.admits(flat)]
+
+    @property
     def model(self) -> nn.Module:
         """The model as it stands: dense, or a masked copy of the original before the rewrite."""
         return self.dense.model if self.dense is not None else masked_model(self.graph, self.plan)

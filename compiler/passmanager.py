@@ -112,12 +112,14 @@ class PassManager:
             finite.weights((program.args, program.kwargs))
             finite.batch((program.args, program.kwargs), "the example")
         batches = [
-            program.flat_inputs(*forward_arguments(item))
+            program.flat_inputs(*forward_arguments(item), check=False)
             for item in finite.batches(
                 user_batches("calibration", calibration or ()), "calibration batch"
             )
         ]
         state = Compilation(graph, batches)
+        if batches and not state.samples:  # some may be of other sizes, a last one that is shorter
+            program.check(batches[0])
         reports: list[PassReport] = []
         if start is not None:
             continue_from(state, start.state)

@@ -212,7 +212,7 @@ class Result:
         if calibration is not None:
             calls = [forward_arguments(b) for b in user_batches("calibration", calibration)]
         else:
-            flat = self._state.calibration
+            flat = self._state.samples
             calls = [pytree.tree_unflatten(list(f), program.in_spec) for f in flat]
         if not calls:
             calls = [self.example()]
@@ -284,7 +284,7 @@ class Result:
         self.report.disk = (self.report.before.bytes, weight_bytes(place))
 
     def _samples(self, place: pathlib.Path) -> None:
-        save_samples(sample_inputs(self._state.graph.program, self._state.calibration), place)
+        save_samples(sample_inputs(self._state.graph.program, self._state.samples), place)
 
     def _onnx_file(self, place: pathlib.Path) -> None:
         path = place / "model.onnx"
@@ -293,7 +293,7 @@ class Result:
 
     def _compare(self, check: Callable[..., Check], path: pathlib.Path) -> None:
         """The row of a file, as `prunec verify` has it. Raises ExportError where it is too far."""
-        calls = sample_calls(self._state.graph.program, self._state.calibration)
+        calls = sample_calls(self._state.graph.program, self._state.samples)
         graph = self.graph_module
         if graph is None or not calls:
             return

@@ -168,7 +168,8 @@ def sweep(
         entries = read_recipe(recipe)
         supplies = {"target": targets[0], "train": None, "calibration": held or None}
         supplies["keep_class"] = keep_class
-        scored = Compilation(graph, [program.flat_inputs(*forward_arguments(b)) for b in held])
+        calls = [forward_arguments(batch) for batch in held]
+        scored = Compilation(graph, [program.flat_inputs(*call, check=False) for call in calls])
         for step in _scoring(build_pipeline(entries, supplies | {"device": None}, options)[0]):
             step.run(scored)
         calls = [_call(b) for b in held] or [(program.args, program.kwargs)]

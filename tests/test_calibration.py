@@ -66,7 +66,7 @@ def test_patches_of_one_large_sample_come_in_blocks(
     whole = list(patches.blocks(x, y))
     monkeypatch.setattr("prunec.passes.calibration.rows.BLOCK", 2 * 6 * 36)
     parts = list(patches.blocks(x, y))
-    assert len(parts) > 4
+    assert len(parts) >= 4
     assert all(p[0].numel() <= 2 * 6 * 36 for p in parts)
     for i in range(2):
         assert torch.equal(torch.cat([p[i] for p in parts], 1), whole[0][i])

@@ -48,12 +48,16 @@ class Program:
     notes: list[str] = dataclasses.field(default_factory=list)
 
     def flat_inputs(
-        self, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None
+        self,
+        args: tuple[Any, ...] | None = None,
+        kwargs: dict[str, Any] | None = None,
+        check: bool = True,
     ) -> list[Any]:
         """The placeholders' values for a call; the example inputs when no call is given.
 
         Arguments may be given by position or by name, whichever way they were captured; flags that
-        are left out take their captured value. Raises InputError naming what is missing or unknown.
+        are left out take their captured value. Raises InputError naming what is missing or unknown,
+        and, with `check`, CallError for a call that the graph was not captured for.
         """
         if args is None and kwargs is None:
             return pytree.tree_leaves((self.args, self.kwargs))
@@ -77,8 +81,13 @@ class Program:
         flat, spec = pytree.tree_flatten(call)
         if spec.num_leaves != self.in_spec.num_leaves:
             raise InputError("the call's arguments are nested otherwise than the captured ones.")
-        self.check(flat)
+        if check:
+            self.check(flat)
         return flat
+
+    def admits(self, flat: Sequence[Any]) -> bool:
+        """Whether the flat inputs are of a call that the graph was captured for."""
+        return self.call is None or self.call.admits(flat)
 
     def check(self, flat: Sequence[Any]) -> None:
         """Raise CallError where the flat inputs are none that the graph was captured for."""

@@ -39,7 +39,7 @@ def verification_inputs(state: Compilation, seed: int = 1) -> list[list[Any]]:
     program = state.graph.program
     inputs = proof_inputs(program, seed)
     # rows enough to see a difference; the proof needs variety, not volume
-    few = state.calibration[:CALIBRATION_CHECKED]
+    few = state.samples[:CALIBRATION_CHECKED]
     return [*inputs, *(few_rows(program, flat, ROWS_CHECKED) for flat in few)]
 
 

@@ -37,7 +37,7 @@ def calibration_batches(
         state.calibration
         if given is None
         else [
-            program.flat_inputs(*forward_arguments(item))
+            program.flat_inputs(*forward_arguments(item), check=False)
             for item in FiniteCheck(state.graph.source).batches(
                 user_batches("calibration", given), f"{asks}: calibration batch"
             )
