@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..emit.row_values import DTYPES
+from ..emit.row_values import DTYPES, is_finite
 from ..errors import ArtifactError
 from .files import MANIFEST, Files, listed_files, parse_json, read_bytes
 from .place import settled
@@ -136,5 +136,5 @@ def _is_entry(entry: Any) -> bool:
         and entry["dtype"] in DTYPES
         and isinstance(spread, list)
         and len(spread) == 2
-        and all(type(x) in (int, float) and math.isfinite(x) for x in spread)
+        and all(map(is_finite, spread))
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from torch import fx, nn
 
@@ -18,8 +17,7 @@ from ..verify.backends import (
     training_break,
 )
 from .functional_dropout import as_module, dropout_rates
-from .leaf_modules import OWN_MODULE, emit_graph_module, leaf_specs
-from .leaf_table import describe
+from .leaf_modules import emit_graph_module, leaf_specs
 from .module_backend import ModuleResult, build_module
 
 
@@ -35,7 +33,6 @@ class Dense:
     graph_module: fx.GraphModule
     module: nn.Module | None
     module_reason: str
-    leaves: dict[str, Any] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
 
     @property
@@ -69,10 +66,6 @@ def emit(
     modules = {n.name: as_module(n, rates[n.name]) for n in program.graph.nodes if n.name in rates}
     # after scales were moved into weights
     graph_module = emit_graph_module(program, leaves, modules=modules)
-    for name, layer in graph_module.named_children():
-        spec = describe(layer, name) if name.startswith(OWN_MODULE) else None
-        if spec is not None:
-            leaves[name] = spec
     notes = [f"train() of the graph module: {note}"] if note else []
     notes += built.notes
-    return Dense(program, graph_module, built.module, built.reason, leaves, notes), built
+    return Dense(program, graph_module, built.module, built.reason, notes), built

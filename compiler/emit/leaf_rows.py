@@ -3,7 +3,6 @@ its tensors say already."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import ArtifactError
 from .functional_dropout import AttentionDropout
 from .leaf_table import LEAF_KINDS
-from .row_values import refused
+from .row_values import is_finite, refused
 
 _SIZES = ("groups", "normalized_shape", "num_groups")
 _LIMIT = 2**31
@@ -82,10 +81,6 @@ def _integer(value: Any) -> bool:
     return type(value) is int and abs(value) < _LIMIT
 
 
-def _number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
 def _steps(value: Any) -> bool:
     if isinstance(value, list):
         return len(value) <= 3 and all(_integer(x) and x >= 0 for x in value)
@@ -100,17 +95,17 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("stride", "dilation", "output_padding"), _steps),
     "padding": lambda x: _steps(x) or x in ("same", "valid"),
     "padding_mode": lambda x: x == "zeros",
-    "eps": lambda x: x is None or _number(x),
-    "momentum": lambda x: x is None or _number(x),
+    "eps": lambda x: x is None or is_finite(x),
+    "momentum": lambda x: x is None or is_finite(x),
     "padding_idx": lambda x: x is None or _integer(x),
     "scale_grad_by_freq": _flag,
     "sparse": _flag,
     "inplace": _flag,
     "max_norm": lambda x: x is None,
-    "p": lambda x: _number(x) and 0 <= x <= 1,
+    "p": lambda x: is_finite(x) and 0 <= x <= 1,
     "approximate": lambda x: x in ("none", "tanh"),
-    "alpha": _number,
-    "negative_slope": _number,
+    "alpha": is_finite,
+    "negative_slope": is_finite,
     "dim": lambda x: x is None or _integer(x),
     "groups": lambda x: _integer(x) and x > 0,
     "num_groups": lambda x: _integer(x) and x > 0,

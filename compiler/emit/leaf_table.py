@@ -179,27 +179,6 @@ class LeafSpec:
             )
         return kind
 
-    def to_json(self) -> dict[str, Any]:
-        """The spec as JSON values."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> LeafSpec:
-        """Read `to_json`'s values. Raises ArtifactError when they are no spec of a known class."""
-        try:
-            spec = cls(
-                str(data["class_name"]),
-                dict(data["attributes"]),
-                str(data["module"]),
-                bool(data["training"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"A layer of the artifact cannot be read: {error}.") from error
-        unknown = set(spec.attributes) - {*spec.kind.options, "inplace", "num_batches_tracked"}
-        if unknown:
-            raise ArtifactError(f"A layer of the artifact has unknown attributes {unknown}.")
-        return spec
-
 
 def describe(module: nn.Module, name: str) -> LeafSpec | None:
     """The spec of a module whose forward is a standard layer's; None for any other."""

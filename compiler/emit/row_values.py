@@ -9,6 +9,7 @@ from __future__ import annotations
 import keyword
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -167,6 +168,11 @@ def _is_pair(value: Any) -> bool:
     if not isinstance(value, list) or len(value) != 2 or not isinstance(value[0], str):
         return False
     return _KEYWORD.fullmatch(value[0]) is not None and not keyword.iskeyword(value[0])
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value is a number that a float holds, and no flag: an integer may be too large."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def refused(what: str) -> ArtifactError:
