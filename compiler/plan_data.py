@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .emit.row_values import DTYPES
+from .emit.row_values import DTYPES, is_finite
 from .errors import PlanError
 from .ir.drop import Drop
 
@@ -155,7 +155,7 @@ def tensor(data: Any) -> Tensor:
         raise damaged("a tensor")
     if not isinstance(data["dtype"], str) or data["dtype"] not in DTYPES:
         raise damaged("a tensor")
-    if not all(type(x) in (int, float) or x in tuple(_SPECIAL) for x in values):
+    if not all(is_finite(x) or x in tuple(_SPECIAL) for x in values):
         raise damaged("a tensor")
     plain = [_SPECIAL[x] if isinstance(x, str) else float(x) for x in values]
     try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +23,10 @@ from prunec.compiler.artifact.graph_store import load_graph_module, store_graph
 from prunec.compiler.artifact.manifest import described
 from prunec.compiler.artifact.tensor_store import load_tensors, save_tensors
 from prunec.compiler.emit.leaf_modules import emit_graph_module, leaf_specs
-from prunec.compiler.errors import ArtifactError
+from prunec.compiler.emit.row_targets import target_of
+from prunec.compiler.emit.row_values import is_finite
+from prunec.compiler.errors import ArtifactError, PlanError
+from prunec.compiler.plan_data import tensor as tensor_of
 
 
 class Tied(nn.Module):
@@ -383,3 +388,22 @@ def test_views_of_one_storage_are_kept_apart(tmp_path) -> None:
         assert loaded[name].dtype == tensor.dtype
     assert loaded["again"] is loaded["whole"]
     assert loaded["turned"].stride() == (1, 4)
+
+
+@pytest.mark.slow
+def test_operators_that_transformers_adds_are_found_in_a_fresh_process() -> None:
+    name = "transformers.grouped_mm_fallback.default"
+    source = f"from prunec.compiler.emit.row_targets import target_of; print(target_of({name!r}))"
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    assert done.stdout.strip() == name, done.stderr
+    with pytest.raises(ArtifactError, match="namespaces="):
+        target_of("transformers.grouped_mm_fallback_backward.default")
+
+
+def test_numbers_that_no_float_holds_are_refused() -> None:
+    for value in (10**400, -(10**400), float("inf"), float("nan"), True, "1", None):
+        assert not is_finite(value)
+    assert is_finite(10**300)
+    assert is_finite(-0.5)
+    with pytest.raises(PlanError, match="damaged"):
+        tensor_of({"dtype": "float32", "shape": [1], "values": [10**400]})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import math
 import operator
 import re
@@ -14,6 +16,8 @@ from ..errors import ArtifactError
 from .row_values import refused
 
 NAMESPACES = frozenset({"aten", "prims", "torchvision"})
+# Operators that a library adds to torch's own, and its module that does so on import.
+ADDED = {"transformers.grouped_mm_fallback.default": "transformers.integrations.moe"}
 HIGHER_ORDER = frozenset(
     {
         "cond",
@@ -68,9 +72,10 @@ def target_name(target: Any) -> str | None:
 def target_of(name: Any, namespaces: Container[str] = ()) -> Any:
     """The function of that name.
 
-    Operators come from ATen, prims and torchvision, and from `namespaces`, whose extension the
-    caller has imported. Raises ArtifactError for a name that is in no table, for operators that
-    reach outside of the model, and for those this torch does not have.
+    Operators come from ATen, prims and torchvision, from the table of those that are added, and
+    from `namespaces`, whose extension the caller has imported. Raises ArtifactError for a name that
+    is in no table, for operators that reach outside of the model, and for those this torch does not
+    have.
     """
     if not isinstance(name, str):
         raise refused("an operator without a name")
@@ -86,7 +91,10 @@ def target_of(name: Any, namespaces: Container[str] = ()) -> Any:
     private = match is not None and "__" in name and not _BITWISE.fullmatch(match[2])
     if match is None or private or _REACH_OUTSIDE.fullmatch(match[2]):
         raise refused(f"the operator {name[:80]!r}")
-    if match[1] not in NAMESPACES and match[1] not in namespaces:
+    if name in ADDED:
+        with contextlib.suppress(ImportError):  # `_operator` says that it is not there
+            importlib.import_module(ADDED[name])
+    elif match[1] not in NAMESPACES and match[1] not in namespaces:
         raise ArtifactError(
             f"the stored graph calls {name}: if you trust that extension, import it and name it "
             f"in namespaces=('{match[1]}',)."
