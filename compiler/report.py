@@ -86,6 +86,8 @@ class Report:
     target: str = ""
     aim: Aim | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
+    sizes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What calls may vary: "axes", as `CallSpec.axes`, and "within", the bounds for people."""
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON types."""

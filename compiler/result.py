@@ -338,7 +338,8 @@ def _report(state: Compilation, passes: list[PassReport]) -> Report:
             )
             rows.append(DimensionReport(d.name, d.kind, d.size, d.size, "kept", why))
     rows += _gone(graph)
-    sizes = graph.program.call.describe() if graph.program.call is not None else []
+    call = graph.program.call
+    sizes = call.describe() if call is not None else []
     notes = [*graph.program.notes, *state.notes]
     notes += [f"captured for sizes within: {line}" for line in sizes]
     notes += [f"{name}: {text}" for name, text in stayed.items() if name not in state.plan.kept]
@@ -360,6 +361,7 @@ def _report(state: Compilation, passes: list[PassReport]) -> Report:
         branches=list(state.branches.values()),
         notes=notes,
         aim=state.aim,
+        sizes={"axes": call.axes() if call is not None else [], "within": sizes},
     )
 
 

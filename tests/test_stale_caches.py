@@ -219,3 +219,16 @@ def test_an_empty_buffer_before_a_full_one_does_not_write_to_it():
 
     graph = compiler.capture(Two().eval(), (torch.randn(3, 8),))
     assert not any("copy_" in str(n.target) for n in graph.program.graph.nodes)
+
+
+def test_the_report_states_the_range_of_every_size_that_may_vary():
+    class Branches(Net):
+        def forward(self, x):
+            y = self.body(x)
+            return y if x.shape[0] <= 4 else y * 2
+
+    call = (torch.randn(3, 8),)
+    target = compiler.Target(params=0.6)
+    report = compiler.compile(Branches().eval(), call, target=target, measure=False).report
+    axis = {"input": "x", "axis": 0, "low": None, "high": 4, "step": 1}
+    assert report.to_json()["sizes"] == {"axes": [axis], "within": ["axis 0 of 'x': at most 4"]}

@@ -221,6 +221,21 @@ class CallSpec:
             lines.append(condition.text({name: self._where(name) for name in names}))
         return [*lines, *self.notes]
 
+    def axes(self) -> list[dict[str, Any]]:
+        """What may vary, as JSON types: input, axis (None: the input is the size), the least and
+        the largest size (None: no bound), and the step between sizes."""
+        return [
+            {
+                "input": name,
+                "axis": axis,
+                "low": self._axis_range(size).low,
+                "high": self._axis_range(size).high,
+                "step": size.factor,
+            }
+            for name, axis, size in self._places()
+            if size.symbol
+        ]
+
     def to_json(self) -> dict[str, Any]:
         """As JSON types, which `from_json` reads."""
         return {

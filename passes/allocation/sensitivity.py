@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, fx
 
-from ...compiler.capture.batch import batch_size, resize_batch
+from ...compiler.capture.batch import batch_size
 from ...compiler.compilation import Compilation
 from ...compiler.inference.dimensions import Dimension
 from ...compiler.inference.graph import Graph
@@ -16,6 +16,7 @@ from ...compiler.rewrite.rewrite import rewrite
 from ...compiler.rewrite.selection import kept_count
 from ...compiler.rounds import sizes_left
 from ...compiler.verify.interpreter import ProgramInterpreter
+from ...compiler.verify.sizes import few_rows
 from ..calibration.consumers import Consumer
 from ..sensitivity.readings import find_readings
 from .allocation import Allocation
@@ -136,12 +137,10 @@ def _kept(values: dict[str, Tensor], nodes: set[str]) -> Any:
 
 
 def _rows(state: Compilation) -> list[list[Any]]:
-    batches = state.calibration[:BATCHES]
-    if not state.graph.program.batched:
-        return batches
+    program = state.graph.program
     return [
-        list(resize_batch(tuple(flat), {}, min(ROWS, batch_size(tuple(flat), {}) or 1))[0])
-        for flat in batches
+        few_rows(program, flat, min(ROWS, batch_size(tuple(flat), {}) or 1))
+        for flat in state.calibration[:BATCHES]
     ]
 
 
