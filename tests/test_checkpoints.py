@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import pickle
 from typing import Any
@@ -117,6 +118,27 @@ def test_a_changed_part_of_a_checkpoint_is_told(
     path.write_text(json.dumps(tree))
     with pytest.raises(DistillError, match="cannot be read"):
         distil(mlp(8), mlp(16), steps=2, checkpoint=tmp_path)
+
+
+def test_what_is_no_regular_file_of_a_checkpoint_is_not_opened(tmp_path: pathlib.Path) -> None:
+    kept = tmp_path / "kept"
+    distil(mlp(8), mlp(16), steps=2, checkpoint=kept)
+    for file in ("run.json", "step-2/process-0.json", "step-2/process-0.safetensors"):
+        path, away = kept / file, tmp_path / "away"
+        path.rename(away)
+        for target in (None, away, "/dev/zero"):
+            if target is None:
+                os.mkfifo(path)
+            else:
+                path.symlink_to(target)
+            with pytest.raises(DistillError, match="no regular file"):
+                distil(mlp(8), mlp(16), steps=2, checkpoint=kept)
+            path.unlink()
+        away.rename(path)
+    (kept / "step-²").mkdir()
+    (kept / "step-9").symlink_to(kept / "step-2")
+    (kept / f"step-{'9' * 200}").mkdir()
+    assert distil(mlp(8), mlp(16), steps=2, checkpoint=kept).details["resumed at"] == 2
 
 
 def test_plain_values_come_back_as_they_were(tmp_path: pathlib.Path) -> None:

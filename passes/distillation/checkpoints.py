@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from ...compiler.artifact.files import read_bytes
 from ...compiler.durable import sync_directory, sync_tree, write_whole
+from ...compiler.errors import ArtifactError
 from .losses import DistillError
 from .plain_state import read_state, write_state
 
@@ -26,12 +29,13 @@ if TYPE_CHECKING:
 _RUN = "run.json"
 _STEP = "step-"
 _WEIGHTS = "weights"
+_NUMBER = re.compile(r"\d{1,18}", re.ASCII)
 _SAMPLED = 8  # entries of a tensor
 _FORMAT = 2
 # What a file raises that is missing, cut off, changed, or of something else.
 _DAMAGED = (
     *(OSError, ValueError, TypeError, KeyError, IndexError, AttributeError),
-    *(OverflowError, RecursionError, RuntimeError, SafetensorError),
+    *(OverflowError, RecursionError, RuntimeError, SafetensorError, ArtifactError),
 )
 
 
@@ -60,10 +64,10 @@ class Checkpoints:
         Raises:
             DistillError: the directory holds another run's, or something that is none.
         """
-        if self.directory is None or not (self.directory / _RUN).is_file():
+        if self.directory is None or not os.path.lexists(self.directory / _RUN):
             return None
         try:
-            found = json.loads((self.directory / _RUN).read_text(encoding="utf-8"))
+            found = json.loads(read_bytes(self.directory / _RUN).decode("utf-8"))
             began = found.pop(_WEIGHTS, {})
             same = found == self.run
             began_alike = same and _alike(began, self.weights)
@@ -80,7 +84,7 @@ class Checkpoints:
         steps = [
             int(p.name.removeprefix(_STEP))
             for p in self.directory.glob(f"{_STEP}*")
-            if p.name.removeprefix(_STEP).isdigit()
+            if _NUMBER.fullmatch(p.name.removeprefix(_STEP)) and p.is_dir() and not p.is_symlink()
         ]
         return max(steps, default=None)
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pathlib
 from typing import Any
 
 from safetensors.torch import load, save
 from torch import Tensor
+
+from ...compiler.artifact.files import open_regular
 
 TREE, TENSORS = "json", "safetensors"
 _KINDS = ("list", "tuple", "dict", "tensor", "float")
@@ -24,10 +27,16 @@ def write_state(path: pathlib.Path, state: Any) -> None:
 
 
 def read_state(path: pathlib.Path) -> Any:
-    """What `write_state` wrote, its tensors on the CPU. Raises OSError, ValueError, TypeError,
-    KeyError, RecursionError or safetensors' error for files that are missing or damaged."""
-    tensors = load(_file(path, TENSORS).read_bytes())
-    return _unpacked(json.loads(_file(path, TREE).read_text(encoding="utf-8")), tensors)
+    """What `write_state` wrote, its tensors on the CPU. Raises ArtifactError, ValueError,
+    TypeError, KeyError, RecursionError or safetensors' error for files that are missing, no regular
+    ones, or damaged."""
+    tensors = load(_content(_file(path, TENSORS)))
+    return _unpacked(json.loads(_content(_file(path, TREE)).decode("utf-8")), tensors)
+
+
+def _content(path: pathlib.Path) -> bytes:
+    with os.fdopen(open_regular(path), "rb") as file:
+        return file.read()
 
 
 def _file(path: pathlib.Path, ending: str) -> pathlib.Path:
