@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import io
 import os
 import sys
@@ -37,6 +38,7 @@ def warm(subjects: Path) -> None:
     """Run every entry point that loads on every sound artifact, and keep the outputs."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    importlib.import_module("prunec.compiler.cost_model.onnx_op")  # as a compile does
     with contextlib.suppress(Exception):  # its file imports an installed package, as it is found
         _ = transformers.RagModel
     for name in SUBJECTS:
@@ -76,7 +78,7 @@ def _run(call: Call) -> bool:
         return True
     commands = {
         "verify": ["verify", str(call.directory)],
-        "bench": ["bench", str(_homes[call.subject]), str(call.directory), "--batch", "1"],
+        "bench": ["bench", str(call.directory), str(call.directory), "--batch", "1"],
         "compile": ["compile", str(call.directory), "--target", "width=0.5", "--no-measure"],
         "command": [],
     }

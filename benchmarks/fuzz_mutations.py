@@ -28,6 +28,7 @@ STRINGS = (
 NUMBERS: tuple[Any, ...] = (0, -1, 1, 2, 3, 7, 64, 2**15, 2**31, 2**63, -(2**63), 2**64, 0.5, -0.0)
 NUMBERS += (1e-30, 1e30, 1e308, *map(Raw, ("1e999", "NaN", "-Infinity", "9" * 3000)))
 OTHERS: tuple[Any, ...] = (None, True, False, 0, 1.5, "x", [], {}, [[]], [0, 1], {"x": 1})
+LARGEST = 2 << 20  # bytes of a file that is changed once more: growth of growth has no end
 DEEP = Raw("[" * 50_000 + "]" * 50_000)
 
 
@@ -109,6 +110,8 @@ def _bytes(place: Path, others: list[Path], draw: random.Random) -> str:
 
 
 def _document(path: Path) -> Any:
+    if path.stat().st_size > LARGEST:
+        return None
     try:
         return json.loads(path.read_text())
     except (ValueError, RecursionError):
@@ -194,7 +197,7 @@ def _header(place: Path, others: list[Path], draw: random.Random) -> str:
     """The JSON header of a safetensors file, its length made to fit or not."""
     path = _file(place, draw, ".safetensors")
     data = b"" if path is None else path.read_bytes()
-    if path is None or len(data) < 8:
+    if path is None or not 8 <= len(data) <= LARGEST:
         return "no weights left"
     length = struct.unpack("<Q", data[:8])[0]
     try:

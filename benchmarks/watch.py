@@ -8,6 +8,7 @@ What would run foreign code or reach the network is refused after it was recorde
 from __future__ import annotations
 
 import builtins
+import contextlib
 import ctypes
 import json
 import os
@@ -35,7 +36,8 @@ _LISTS = ("os.listdir", "os.scandir", "glob.glob")
 _OPENED, _READ = 0x20, 0x1  # IN_OPEN, IN_ACCESS
 
 # What the system and installed packages read for themselves.
-_SYSTEM = ("/proc/self", "/dev/null", "/dev/urandom", "/sys/devices/system/cpu", "/etc/localtime")
+_SYSTEM = ("/proc/self", "/proc/cpuinfo", "/dev/null", "/dev/urandom", "/sys/devices/system/cpu")
+_SYSTEM += ("/etc/localtime",)
 
 
 class Refused(RuntimeError):
@@ -114,8 +116,7 @@ class Watch:
         if event == "open" and isinstance(args[0], (str, bytes, os.PathLike)):
             return self._of_file(os.fsdecode(args[0]), args[1], args[2])
         if event in _WRITES:
-            place = os.fsdecode(args[0]) if isinstance(args[0], (str, bytes, os.PathLike)) else "/"
-            return None if _under(place, self.writable) else "wrote"
+            return None if _under(_written(args), self.writable) else "wrote"
         if event in _LISTS and args[0] is not None and not isinstance(args[0], int):
             place = os.path.realpath(os.fsdecode(args[0]))
             known = place in self.listed or _under(place, [*self.inside, *self.code])
@@ -133,6 +134,19 @@ class Watch:
         if writes and place != os.devnull:
             return None if _under(place, self.writable) else "wrote"
         return None if _under(place, [*self.inside, *self.code]) else "opened outside"
+
+
+def _written(args: tuple[Any, ...]) -> str:
+    """What is written: a path, one relative to the directory of a descriptor, or a descriptor."""
+    if isinstance(args[0], int):
+        return os.readlink(f"/proc/self/fd/{args[0]}")
+    if not isinstance(args[0], (str, bytes, os.PathLike)):
+        return "/"
+    place, base = os.fsdecode(args[0]), args[-1]
+    if len(args) > 1 and type(base) is int and base >= 0 and not os.path.isabs(place):
+        with contextlib.suppress(OSError):
+            return os.path.join(os.readlink(f"/proc/self/fd/{base}"), place)
+    return place
 
 
 def _real(paths: Any) -> list[str]:

@@ -89,7 +89,8 @@ def graph_from_data(
         _register(root, path, layer_of(row, owned.get(path, {})))
     for path, row in layers.items():
         if isinstance(row, dict) and set(row) == {"same"}:
-            same = at(root, row["same"]) if row["same"] in layers else None
+            known = isinstance(row["same"], str) and row["same"] in layers
+            same = at(root, row["same"]) if known else None
             if not isinstance(same, nn.Module):
                 raise refused("a layer that is the same as none")
             _register(root, path, same)

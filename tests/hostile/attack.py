@@ -118,8 +118,12 @@ class Range:
             attack.change(forgery)
             if attack.fitted:
                 forgery.fit()
-            writes = (str(forgery.place.parent / "out"),) if attack.entry == "compile" else ()
-            arguments = attack.arguments + (("--out", *writes) if writes else ())
+            made = forgery.place.parent / "made"
+            writes: tuple[str, ...] = ()
+            arguments = attack.arguments
+            if attack.entry == "compile":
+                made.mkdir()
+                writes, arguments = (str(made),), (*arguments, "--out", str(made / "out"))
             return self.server.run(
                 Call(
                     attack.entry,
