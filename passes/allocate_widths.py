@@ -161,7 +161,11 @@ class AllocateWidths(Pass):
             summary += f", {len(gone)} of {len(depth.names)} branches offered dropped"
         details = {"widths": state.widths, "dropped": list(gone), **reached.details()}
         if needs:
-            details["class"] = {"tied": needs.ties, "whole": sorted(needs.whole)}
+            details["class"] = {
+                "tied": needs.ties,
+                "whole": sorted(needs.whole),
+                "multiples": dict(needs.multiples),
+            }
         return PassResult(bool(gone), summary, details)
 
     def _reach(
@@ -181,7 +185,7 @@ class AllocateWidths(Pass):
             dimensions = [d for d in offered if d.name not in held.whole]
             if not dimensions or (self.target.kind == "width" and offered is not everything):
                 continue
-            solver = self._solver(state, dimensions, depth, held.ties)
+            solver = self._solver(state, dimensions, depth, held)
             if self.target.kind == "width":
                 return Reached(solver.at_share(self.target.value))
             found = self._found(state, solver)
@@ -232,9 +236,10 @@ class AllocateWidths(Pass):
         state: Compilation,
         dimensions: list[Dimension],
         depth: Depth | None = None,
-        ties: Sequence[Sequence[str]] = (),
+        held: Needs | None = None,
     ) -> Solver:
         assert state.scores is not None
+        held = held or Needs()
         one = self.method == "auto" and not state.errors and depth is None
         share = self.method == "share" or one
         left = sizes_left(state)
@@ -253,7 +258,8 @@ class AllocateWidths(Pass):
             weigh=functools.partial(self._weighed, state) if self.weigh else None,
             search=self._search(state, depth),
             depth=depth,
-            ties=ties,
+            ties=held.ties,
+            multiples={d.name: held.multiple(d.name) for d in dimensions},
         )
 
     def _weighed(
@@ -298,6 +304,9 @@ class AllocateWidths(Pass):
         held = needs.reaching(widths)
         for group in held.ties:
             widths.update(dict.fromkeys(group, max(widths[name] for name in group)))
+        for name in widths:
+            step = held.multiple(name)
+            widths[name] = min(math.ceil(widths[name] / step) * step, by_name[name].size)
         widths.update((name, by_name[name].size) for name in held.whole & widths.keys())
         return widths
 

@@ -1,11 +1,12 @@
-"""What the user's class needs of a plan: widths that are equal, dimensions left whole."""
+"""What the user's class needs of a plan: widths equal or aligned, dimensions left whole."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import fx
@@ -15,6 +16,7 @@ from ..inference.graph import Graph
 from ..inference.rule import Inference, bound_arguments, op_name
 from ..ir.program import shape_of
 from ..ir.terms import Concat, Fixed, Product, Term, Var, known_size, resolve, variables
+from .aligned_widths import aligned_widths
 
 _SPLITS = frozenset(
     f"aten::{word}"
@@ -38,13 +40,35 @@ def check_mode(keep_class: str) -> None:
 @dataclasses.dataclass(frozen=True)
 class Needs:
     """`ties`: names of dimensions of one size that keep equally many entries, disjoint sets.
-    `whole`: names of dimensions of which nothing goes."""
+    `whole`: names of dimensions of which nothing goes. `multiples`: names, and what their widths
+    are multiples of."""
 
     ties: tuple[tuple[str, ...], ...] = ()
     whole: frozenset[str] = frozenset()
+    multiples: tuple[tuple[str, int], ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.ties or self.whole)
+        return bool(self.ties or self.whole or self.multiples)
+
+    def joined(self, other: Needs) -> Needs:
+        """Both."""
+        return (
+            self.with_multiples(dict(other.multiples))
+            .with_ties(other.ties)
+            .with_whole(other.whole)
+        )
+
+    def with_multiples(self, more: Mapping[str, int]) -> Needs:
+        """Widths of these multiples of that too."""
+        found = dict(self.multiples)
+        for name, step in more.items():
+            found[name] = math.lcm(found.get(name, 1), step)
+        return dataclasses.replace(self, multiples=tuple(sorted(found.items()))).with_whole(())
+
+    def multiple(self, name: str) -> int:
+        """What the width of a dimension, and of what is tied to it, is a multiple of."""
+        known = dict(self.multiples)
+        return math.lcm(*(known.get(n, 1) for n in self.tied(name)))
 
     def with_whole(self, names: Iterable[str]) -> Needs:
         """These left whole too, and whatever is tied to them."""
@@ -52,7 +76,9 @@ class Needs:
         for group in self.ties:
             if whole.intersection(group):
                 whole |= set(group)
-        return Needs(tuple(g for g in self.ties if not whole.intersection(g)), frozenset(whole))
+        ties = tuple(g for g in self.ties if not whole.intersection(g))
+        multiples = tuple((n, step) for n, step in self.multiples if n not in whole)
+        return Needs(ties, frozenset(whole), multiples)
 
     def with_ties(self, groups: Iterable[Iterable[str]]) -> Needs:
         """These tied too; sets that share a dimension become one."""
@@ -64,7 +90,7 @@ class Needs:
                 found = {**other, **found}
             joined.append(found)
         ties = tuple(tuple(j) for j in joined if len(j) > 1)
-        return Needs(ties, self.whole).with_whole(())
+        return Needs(ties, self.whole, self.multiples).with_whole(())
 
     def tied(self, name: str) -> tuple[str, ...]:
         """The set a dimension is tied in; itself where it is in none."""
@@ -78,19 +104,24 @@ class Needs:
 
 def stated_needs(graph: Graph) -> Needs:
     """What the program itself shows: parts of one size that a tensor is split into by one call, or
-    sliced into, are written with one number; values generated from a size follow that size."""
+    sliced into, are written with one number; values generated from a size follow that size; some
+    kernels take aligned widths only."""
     names = {d.var: d.name for d in graph.prunable.values() if d.var is not None}
     ties: list[tuple[Var, Var]] = []
     whole: set[Var] = set()
+    multiples: dict[str, int] = {}
     for inference in (graph.inference, *(side.inference for side in graph.sides)):
         for parts in _equal_parts(inference):
             for first, second in itertools.pairwise(parts):
                 _equate(first, second, ties, whole)
         for terms in inference.generated.values():
             whole.update(v for term in terms for v in variables(term))
+        for var, step in aligned_widths(inference):
+            if var in names:
+                multiples[names[var]] = math.lcm(multiples.get(names[var], 1), step)
     known = [(names[a], names[b]) for a, b in ties if a in names and b in names]
     halves = {v for pair in ties if not (pair[0] in names and pair[1] in names) for v in pair}
-    found = Needs().with_ties(known)
+    found = Needs().with_multiples(multiples).with_ties(known)
     return found.with_whole(names[v] for v in whole | halves if v in names)
 
 

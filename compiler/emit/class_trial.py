@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
@@ -68,7 +70,7 @@ def find_needs(graph: Graph, kept: Kept) -> Needs | None:
         return tried.get(key, False)
 
     needs = stated_needs(graph)
-    for stated in (Needs(needs.ties), needs):
+    for stated in (dataclasses.replace(needs, whole=frozenset()), needs):
         start = leveled(graph, kept, stated)
         if start and stated and works(start):
             return stated
@@ -86,7 +88,7 @@ def find_needs(graph: Graph, kept: Kept) -> Needs | None:
 
 def leveled(graph: Graph, kept: Kept, needs: Needs) -> dict[Var, torch.Tensor]:
     """A plan without what is to be left whole, and with equal widths of what is tied: the fewest
-    entries, the first of those kept."""
+    entries, the first of those kept; with more entries where widths are multiples."""
     by_name = graph.dimensions
     found = dict(kept)
     for name in needs.whole & by_name.keys():
@@ -97,7 +99,19 @@ def leveled(graph: Graph, kept: Kept, needs: Needs) -> dict[Var, torch.Tensor]:
         for d in own:
             if d.var is not None and width < d.size:
                 found[d.var] = found.get(d.var, torch.arange(d.size))[:width]
+    for name in dict(needs.multiples).keys() & by_name.keys():
+        for d in (by_name[n] for n in needs.tied(name) if n in by_name):
+            if d.var is not None and d.var in found:
+                found[d.var] = _filled(found[d.var], d.size, needs.multiple(name))
     return found
+
+
+def _filled(kept: torch.Tensor, size: int, multiple: int) -> torch.Tensor:
+    """Kept indices and the first of the others, a multiple of entries."""
+    more = min(math.ceil(len(kept) / multiple) * multiple, size) - len(kept)
+    gone = torch.ones(size, dtype=torch.bool)
+    gone[kept] = False
+    return torch.cat([kept, gone.nonzero().reshape(-1)[:more].to(kept)]).sort().values
 
 
 def _grown(

@@ -75,15 +75,17 @@ def choices(
     uniform: bool = False,
     snap: bool = True,
     ties: Sequence[Sequence[str]] = (),
+    multiples: Mapping[str, int] | None = None,
 ) -> list[Choice]:
     """One choice for each dimension or set of `ties`, of its `candidates` from its lowest width to
-    its highest. Then one for each branch of `depth`."""
+    its highest, which are `multiples` by name. Then one for each branch of `depth`."""
     found: list[Choice] = []
     for group in equal_widths(dimensions, ties, uniform):
         floor = max(lowest[d.name] for d in group)
         total = np.sum([curves[d.name] for d in group], axis=0)
         most = max(floor, min(highest[d.name] for d in group))
-        widths = candidates(most, floor, round_to, total, snap)
+        steps = [(multiples or {}).get(d.name, 1) for d in group]
+        widths = candidates(most, floor, math.lcm(round_to, *steps), total, snap)
         within = depth.holder(group[0]) if depth is not None and len(group) == 1 else ""
         found.append(Choice(tuple(group), widths, total[list(widths)], within=within))
     for name in depth.names if depth is not None else ():

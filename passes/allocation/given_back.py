@@ -57,7 +57,7 @@ def _give_back(state: Compilation) -> Needs | None:
         more = find_needs(state.graph, state.plan.planned())
         if more is None:
             return None
-        needs = needs.with_ties(more.ties).with_whole(more.whole)
+        needs = needs.joined(more)
         _hold(state, needs)
         if not state.plan.kept:
             return None
@@ -79,6 +79,17 @@ def _hold(state: Compilation, needs: Needs) -> None:
         width = max(least, math.ceil(sum(len(plan.kept[n]) for n in group) / len(group)))
         for name in group:
             plan.kept[name] = stay(scores[name], width).tolist()
+    for name, _ in needs.multiples:
+        step = needs.multiple(name)
+        for own in needs.tied(name):
+            if own not in plan.kept or len(plan.kept[own]) % step == 0:
+                continue
+            if own not in scores:
+                plan.kept.pop(own)
+                continue
+            size = state.graph.dimensions[own].size
+            width = min(size, math.ceil(len(plan.kept[own]) / step) * step)
+            plan.kept[own] = stay(scores[own], width).tolist()
 
 
 def _parameters(state: Compilation) -> int:

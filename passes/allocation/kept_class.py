@@ -110,7 +110,8 @@ class KeptClass:
         names = _names_before(self.state, graph)
         ties = [[names[n] for n in group if n in names] for group in found.ties]
         whole = [names[n] for n in found.whole if n in names]
-        return needs.with_ties(ties).with_whole(whole)
+        multiples = {names[n]: step for n, step in found.multiples if n in names}
+        return needs.with_multiples(multiples).with_ties(ties).with_whole(whole)
 
     def _price(self, found: Reached, free: Reached) -> float:
         """What the needs cost: predicted error over the free plan's, or parameters."""
@@ -145,6 +146,8 @@ def said_needs(needs: Needs) -> str:
 def _parts(needs: Needs) -> Iterator[str]:
     for group in needs.ties:
         yield f"{' = '.join(repr(n) for n in group)} (equal widths)"
+    for name, step in needs.multiples:
+        yield f"{name!r} (a multiple of {step})"
     if needs.whole:
         names = sorted(needs.whole)
         more = f", {len(names) - NAMED} more" if len(names) > NAMED else ""

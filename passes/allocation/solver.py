@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -26,10 +27,10 @@ class Solver:
     model, and which branches of `depth` go.
 
     `share`: one share for all. Otherwise the knapsack, which also starts from that share; `ties`:
-    names of dimensions that get one width; `uniform` keeps repeated layers equal (one share does by
-    itself); `snap`: to widths that hardware likes;
-    `weigh`: gives each dimension's loss its weight in the sum; `search`: tries others, at the first
-    budget that is asked for.
+    names of dimensions that get one width; `multiples`: what widths are multiples of, by name;
+    `uniform` keeps repeated layers equal (one share does by itself); `snap`: to widths that
+    hardware likes; `weigh`: gives each dimension's loss its weight in the sum; `search`: tries
+    others, at the first budget that is asked for.
     """
 
     def __init__(
@@ -48,9 +49,13 @@ class Solver:
         search: CoefficientSearch | None = None,
         depth: Depth | None = None,
         ties: Sequence[Sequence[str]] = (),
+        multiples: Mapping[str, int] | None = None,
     ) -> None:
         self.dimensions = list(dimensions)
-        self.lowest, self.highest = dict(lowest), dict(highest)
+        self.multiples = dict(multiples or {})
+        self.lowest = {d.name: self._aligned(d, lowest[d.name]) for d in dimensions}
+        self.highest = {d.name: self._aligned(d, highest[d.name]) for d in dimensions}
+        lowest, highest = dict(self.lowest), dict(self.highest)
         for group in equal_widths(dimensions, ties):
             low = max(lowest[d.name] for d in group)
             high = max(low, min(highest[d.name] for d in group))
@@ -118,7 +123,13 @@ class Solver:
             self._uniform,
             self._snap,
             self._ties,
+            self.multiples,
         )
+
+    def _aligned(self, dimension: Dimension, width: int) -> int:
+        """The next of the widths that a dimension may have."""
+        step = self.multiples.get(dimension.name, 1)
+        return min(math.ceil(width / step) * step, dimension.size)
 
     def sizes(self, allocation: Allocation) -> dict[Var, int]:
         """The widths by variable."""
@@ -163,7 +174,10 @@ class Solver:
             {
                 d.name: max(
                     self.lowest[d.name],
-                    min(self.highest[d.name], kept_count(d, 1 - share, self.round_to)),
+                    min(
+                        self.highest[d.name],
+                        self._aligned(d, kept_count(d, 1 - share, self.round_to)),
+                    ),
                 )
                 for d in self.dimensions
             }
