@@ -32,6 +32,8 @@ class GroupedExperts(nn.Module):
 
 
 class GroupedModel(nn.Module):
+    offsets: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Linear(8, 16)
