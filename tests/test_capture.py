@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from torch import nn
+from torch import Tensor, nn
 
-from prunec import compiler
+from prunec import compiler, passes
 from prunec.compiler import Target
 from prunec.compiler.errors import CaptureError
 
@@ -208,3 +208,42 @@ def test_model_that_cannot_be_captured_says_where_and_what_to_do() -> None:
     assert "Numpy cannot be captured at test_capture.py:" in text
     assert "Remedy: it converts tensors to numpy" in text
     assert "\n" not in text
+
+
+class Flagged(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor, flag: bool = True, *, shift: Tensor, scale: int = 3) -> Tensor:
+        y = self.second(torch.relu(self.first(x))) * scale + shift
+        return -y if flag else y
+
+
+def test_a_graph_whose_constants_are_left_out_of_the_call_is_captured_again() -> None:
+    model, x, shift = Flagged().eval(), torch.randn(3, 8), torch.randn(4)
+    steps = [passes.MagnitudeScore(), passes.PruneChannels(ratio=0.5), passes.SparseToDense()]
+    given = {"scale": 2, "flag": False, "shift": shift}
+    captured = compiler.capture(model, (x,), kwargs=given)
+    graph = compiler.PassManager(steps).run(captured).graph_module
+    again = compiler.PassManager(steps).run(compiler.capture(graph, (x,), kwargs={"shift": shift}))
+    assert again.report.checks[0].passed
+    assert again.plan.kept
+
+
+class KeyedBySize(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.seen = nn.Linear(8, 16), nn.Linear(16, 4), {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen[x.shape[0]] = x  # no symbolic size has a hash
+        return self.second(torch.relu(self.first(x)))
+
+
+def test_an_attempt_that_failed_leaves_no_marks_for_the_next() -> None:
+    model, x = KeyedBySize().eval(), torch.randn(3, 8)
+    before = set(vars(x))
+    assert compiler.capture(model, (x,)).prunable
+    assert set(vars(x)) == before
+    assert not model.seen

@@ -16,6 +16,7 @@ from ..option_types import checked
 from .cache import without_cache
 from .eval_mode import eval_mode
 from .examples import distinct
+from .graph_call import positional_call
 from .inline import drop_unused
 from .inputs import named_shapes, positional, require_inputs
 from .masks import masked, without_masks
@@ -60,7 +61,7 @@ def capture(
     model = without_masks(user_model)
     own, given = _example(model, positional(args), dict(kwargs or {}))
     require_inputs(model, own, given)
-    call = distinct(own, {**without_cache(model), **given})
+    call = distinct(*positional_call(model, own, {**without_cache(model), **given}))
     if dynamic_shapes is not None:
         dynamic_shapes = named_shapes(model, *call, dynamic_shapes)
     with untouched(model), eval_mode(model):

@@ -76,7 +76,7 @@ def export(
                 attempts.append(("torch.export, static shapes", None))
         for how, shapes in attempts:
             try:
-                given, named = fresh_containers(args, kwargs)
+                given, named = _unmarked(args, kwargs)
                 with untouched(model):  # what a failed attempt stored would fail the next one
                     late_buffers_as_attributes(model)
                     return torch.export.export(
@@ -87,7 +87,7 @@ def export(
         if only_dynamic:
             raise CaptureError(explain(model, errors[-1])) from errors[0]
         try:
-            given, named = fresh_containers(args, kwargs)
+            given, named = _unmarked(args, kwargs)
             with untouched(model):
                 late_buffers_as_attributes(model)
                 program = torch.export.draft_export(model, given, named, strict=False)
@@ -96,6 +96,12 @@ def export(
             errors.append(error)
     _require_it_runs(model, args, kwargs)
     raise CaptureError(explain(model, errors[-2] if len(errors) > 1 else errors[-1])) from errors[0]
+
+
+def _unmarked(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """The call with tensor objects of its own, over the same memory: torch.export marks axes as
+    dynamic on those it is given, and a failed attempt leaves the marks for the next one."""
+    return pytree.tree_map_only(Tensor, lambda x: x.detach(), fresh_containers(args, kwargs))
 
 
 def _require_it_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
