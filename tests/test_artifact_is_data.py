@@ -19,6 +19,7 @@ from torch import nn
 from prunec import compiler
 from prunec.compiler import Plan
 from prunec.compiler.artifact.closed_door import nothing_opened
+from prunec.compiler.artifact.fresh_process import try_in_fresh_process
 from prunec.compiler.artifact.model_class import checked_config
 from prunec.compiler.emit.replay import apply_attributes
 from prunec.compiler.errors import ArtifactError, PlanError
@@ -242,3 +243,11 @@ def test_a_class_that_does_not_come_back_is_told(tmp_path: pathlib.Path) -> None
     assert json.loads((place / "prunec.json").read_text())["backend"] == "graph"
     assert any("loads as the graph, not as the class" in note for note in result.report.notes)
     assert torch.equal(compiler.load(place)(IMAGES), result.model(IMAGES))
+
+
+@pytest.mark.slow
+def test_an_artifact_is_tried_by_what_is_on_disk(own_copy: pathlib.Path) -> None:
+    try_in_fresh_process(own_copy)
+    (own_copy / "graph.json").unlink()
+    with pytest.raises(ArtifactError, match=r"does not load in a fresh process: .*graph\.json"):
+        try_in_fresh_process(own_copy)
