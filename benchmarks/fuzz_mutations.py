@@ -64,6 +64,8 @@ def damage(subjects: Path, place: Path, number: int, seed: int) -> Damage:
 def fit(place: Path) -> None:
     """Make the checksums those of the files, where the manifest is still one."""
     path = place / MANIFEST
+    if not _is_own(path):
+        return
     try:
         text = path.read_text()
         sums = json.loads(text)["checksums"]
@@ -75,8 +77,13 @@ def fit(place: Path) -> None:
         return
 
 
+def _is_own(path: Path) -> bool:
+    """A file of the copy: through a link, what lies outside would be damaged, or have no end."""
+    return path.is_file() and not path.is_symlink()
+
+
 def _file(place: Path, draw: random.Random, suffix: str = "") -> Path | None:
-    files = sorted(p for p in place.rglob("*") if p.is_file() and p.name.endswith(suffix))
+    files = sorted(p for p in place.rglob("*") if _is_own(p) and p.name.endswith(suffix))
     files = [p for p in files if p.name != "report.json"]  # nobody reads it
     return draw.choice(files) if files else None
 

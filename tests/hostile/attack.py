@@ -44,7 +44,7 @@ class Forgery:
     def fit(self) -> None:
         """Make the checksums those of the files there are: whoever forges a file can do that too.
         A manifest that is no longer one stays as it is."""
-        if not _is_plain(self.place / MANIFEST):
+        if (self.place / MANIFEST).is_symlink() or not _is_plain(self.place / MANIFEST):
             return
         try:
             manifest = self.read(MANIFEST)

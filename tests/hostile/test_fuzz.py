@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pathlib
+import random
 
 import fuzz
+import fuzz_mutations
 import pytest
 from fork_server import CLEAR, EXECUTED, ForkServer, Outcome
 from fuzz_mutations import Damage, damage
@@ -45,3 +47,16 @@ def test_what_went_wrong_is_counted_by_type_and_place() -> None:
     assert (counts["other exception"], counts[EXECUTED], counts[CLEAR]) == (2, 1, 1)
     places = [(row["type"], row["place"], row["count"]) for row in table if "wrong" in row]
     assert places == [("KeyError", "compiler/plan.py:read", 2), (EXECUTED, "", 1)]
+
+
+def test_damage_never_reaches_through_a_link(tmp_path: pathlib.Path) -> None:
+    outside, place = tmp_path / "outside", tmp_path / "artifact"
+    outside.write_text('{"checksums": {"plan.json": "0"}}')
+    place.mkdir()
+    for name in ("prunec.json", "plan.json", "weights.safetensors"):
+        (place / name).symlink_to(outside)
+    for kind in fuzz_mutations._KINDS:
+        kind(place, [], random.Random(0))
+    fuzz_mutations.fit(place)
+    assert outside.read_text() == '{"checksums": {"plan.json": "0"}}'
+    assert all(path.is_symlink() for path in place.iterdir())
