@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -61,7 +60,7 @@ def repaired(
     model: nn.Module, batches: Sequence[Any], *, ratio: float = 0.5, **options: Any
 ) -> tuple[Result, Result]:
     """The raw cut of every width, and the same cut repaired."""
-    options = {"ridge": EXACT, "growth": math.inf} | options
+    options = {"ridge": EXACT, "growth": 1e9} | options
     graph = compiler.capture(model, (batches[0],))
     cut = [passes.MagnitudeScore(), passes.PruneChannels(ratio=ratio), passes.SparseToDense()]
     raw = compiler.PassManager(cut).run(graph, batches)

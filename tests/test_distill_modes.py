@@ -16,6 +16,7 @@ from test_distill import X, Y, distil, mlp, same, weights
 from torch import Tensor, nn
 
 from prunec import compiler
+from prunec.compiler.errors import ArgumentError
 from prunec.passes.distillation.losses import DistillError
 from prunec.passes.distillation.modes import in_training
 
@@ -193,7 +194,7 @@ def test_a_module_of_both_models_does_not_drop_in_the_teacher() -> None:
 
 @pytest.mark.parametrize("option", ["steps", "epochs", "seed", "patience", "checkpoint_every"])
 def test_numbers_are_whole(option: str) -> None:
-    with pytest.raises(DistillError, match=f"{option}=2.5 must be a whole number"):
+    with pytest.raises(ArgumentError, match=f"takes a whole number for '{option}', not 2.5"):
         distil(mlp(8), mlp(16), **{option: 2.5})
 
 

@@ -12,8 +12,8 @@ from test_distill import mlp, same, weights
 from torch import Tensor, nn
 
 from prunec import compiler, passes
+from prunec.compiler.errors import ArgumentError
 from prunec.passes.distill import Distill
-from prunec.passes.distillation.losses import DistillError
 from prunec.passes.distillation.undo import held_out
 
 
@@ -65,7 +65,7 @@ def test_undoing_can_be_switched_off() -> None:
     result = train(student, teacher, batches(), undo=False)
     assert not same(before, weights(student))
     assert "loss of the outputs" not in result.details
-    with pytest.raises(DistillError, match="undo=1 must be True or False"):
+    with pytest.raises(ArgumentError, match="takes true or false for 'undo', not 1"):
         Distill(batches(), undo=1)  # type: ignore[arg-type]
 
 
