@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -217,3 +218,17 @@ def test_a_layer_of_many_inputs_is_solved_through_directions(
     assert "groups of inputs by" in layer["note"]
     before, after = details(result)["output error"]
     assert after < 0.95 * before
+
+
+def test_a_narrow_layer_before_does_not_count_as_data_of_low_rank() -> None:
+    """Inputs made by a bottleneck have no more directions than it, whatever the data."""
+    widths = [WIDTH, 16, 4, 16, 8, 3]
+    model = seeded(
+        lambda: nn.Sequential(*(nn.Linear(a, b) for a, b in itertools.pairwise(widths)))
+    )
+    graph = compiler.capture(model, (data(64, WIDTH, count=1)[0],))
+    cut = [passes.MagnitudeScore(), passes.PruneChannels(ratio=0.25), passes.SparseToDense()]
+    batches = data(400, WIDTH, count=8)
+    result = compiler.PassManager([*cut, passes.Reconstruct(batches)]).run(graph, batches)
+    assert "low rank" not in " ".join(result.report.notes)
+    assert not any("low" in layer for layer in details(result)["layers"].values())

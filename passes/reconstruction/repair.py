@@ -16,6 +16,7 @@ from ..calibration.outputs import output_errors
 from ..calibration.progress import shown
 from ..calibration.reduction import EXACT, MOMENTS, REDUCED, Groups, Reduction
 from .bias import BiasPlace, add_bias, find_place
+from .directions import directions
 from .held_out import PART, held_out
 from .least_squares import best_shift, solve
 from .ridge import choose
@@ -209,7 +210,8 @@ class Repair:
             elif rows.distinct < inner:
                 ridge, why = None, f"{rows.distinct} distinct rows for {inner} inputs"
             elif ridge is None:
-                choice = choose(rows.fit, rows.apart, centred, consumer.taps == 1)
+                given = directions(consumer.nodes[0], self.tensors)
+                choice = choose(rows.fit, rows.apart, centred, consumer.taps == 1, given)
                 ridge, rank = choice.ridge, choice.rank
                 if choice.low:
                     error = rows.both.error()

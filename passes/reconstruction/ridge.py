@@ -30,6 +30,7 @@ GROWTH = 2.0
 LOW_RANK = 0.875
 """Of a layer's directions: data that move in fewer, as texts of one template do, tie what was cut
 to what is left by chance, and a layer fitted to them is worse on other data than one left alone.
+It is taken of the directions that the layer before can give, which may be fewer than its inputs.
 Not asked of convolutions over several taps, where neighbours repeat each other on any data."""
 RANK_RIDGE = 1e-3
 """Directions with less than this share of the mean variance hardly count into the rank."""
@@ -47,16 +48,19 @@ class Choice:
     low: bool = False
 
 
-def choose(fit: Moments, held_out: Moments, centred: bool, narrow: bool = True) -> Choice:
+def choose(
+    fit: Moments, held_out: Moments, centred: bool, narrow: bool = True, given: int | None = None
+) -> Choice:
     """Of `RIDGES` the largest within `TOLERANCE` of the best on rows that the change was not made
     from, which does no more harm than `ELSEWHERE` elsewhere. None where every one does
     worse there than the bias alone, and, with `narrow` (the inputs are no neighbours), on data of
-    low rank."""
+    low rank: of `given` directions at most, where what the inputs are made from gives no more."""
     rank = effective_rank(fit, centred)
     bias = best_shift(fit, None) if centred else None
     base, made = held_out.error(None, bias), fit.error(None, bias)
     tried: list[tuple[float, float, float]] = []
-    if narrow and rank < LOW_RANK * fit.x.shape[-1]:
+    inner = fit.x.shape[-1]
+    if narrow and rank < LOW_RANK * min(inner, given or inner):
         return Choice(None, rank, low=True)
     for ridge in RIDGES:
         change = solve(fit, ridge, centred)
