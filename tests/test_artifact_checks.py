@@ -55,6 +55,25 @@ def test_damaged_manifest_is_refused(own_copy: pathlib.Path, text: str) -> None:
         compiler.load(own_copy)
 
 
+@pytest.mark.parametrize("shapes", [0, 2, 3000])
+def test_an_example_of_another_number_of_inputs_is_refused(
+    own_copy: pathlib.Path, shapes: int
+) -> None:
+    entry = {"shape": list(IMAGES.shape), "dtype": "float32", "range": [0.0, 1.0]}
+    edit_manifest(own_copy, example=[entry] * shapes)
+    with pytest.raises(ArtifactError, match=f"describes {shapes} inputs and the graph takes 1"):
+        check_artifact(own_copy)
+
+
+@pytest.mark.parametrize("ends", [[6.0, 1.0], [0.0, 1e30], [-1e30, 0.0]])
+def test_a_range_that_its_dtype_does_not_hold_is_refused(
+    own_copy: pathlib.Path, ends: list[float]
+) -> None:
+    edit_manifest(own_copy, example=[{"shape": [2], "dtype": "int64", "range": ends}])
+    with pytest.raises(ArtifactError, match="no known form"):
+        check_artifact(own_copy)
+
+
 def test_directory_that_is_no_artifact_is_refused(tmp_path: pathlib.Path) -> None:
     for place in (tmp_path, tmp_path / "absent"):
         with pytest.raises(ArtifactError, match="is no prunec artifact"):

@@ -180,4 +180,10 @@ def _example(graph: Any, manifest: dict[str, Any]) -> tuple[tuple[Any, ...], dic
             return values.to(dtype)
         return torch.randint(int(low), int(high) + 1, entry["shape"], generator=generator).to(dtype)
 
-    return pytree.tree_unflatten([draw(entry) for entry in manifest["example"]], graph._in_spec)
+    entries = manifest["example"]
+    if len(entries) != graph._in_spec.num_leaves:
+        raise ArtifactError(
+            f"prunec.json describes {len(entries)} inputs and the graph takes"
+            f" {graph._in_spec.num_leaves}: the artifact is damaged, write it again."
+        )
+    return pytree.tree_unflatten([draw(entry) for entry in entries], graph._in_spec)

@@ -7,6 +7,7 @@ import pathlib
 import re
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..emit.row_values import DTYPES, is_finite
@@ -137,4 +138,15 @@ def _is_entry(entry: Any) -> bool:
         and isinstance(spread, list)
         and len(spread) == 2
         and all(map(is_finite, spread))
+        and _holds(DTYPES[entry["dtype"]], *spread)
     )
+
+
+def _holds(dtype: torch.dtype, low: float, high: float) -> bool:
+    """Whether these are the ends of a range of the dtype's values."""
+    if dtype.is_floating_point or dtype.is_complex:
+        return low <= high
+    if dtype == torch.bool:
+        return 0 <= low <= high <= 1
+    known = torch.iinfo(dtype)
+    return known.min <= low <= high <= min(known.max, 2**62)  # a drawn number ends one above
