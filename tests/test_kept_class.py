@@ -56,8 +56,13 @@ def halved(net: type[nn.Module], data: bool, **options: Any) -> Result:
     return compiler.compile(model, call, calibration=batches, **options)
 
 
+QUICK = (YoloLike, ShuffleNetLike, AutoencoderLike)
+
+
 @pytest.mark.parametrize("data", [False, True], ids=["no data", "data"])
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize(
+    "net", [net if net in QUICK else pytest.param(net, marks=pytest.mark.slow) for net in NETS]
+)
 def test_published_structures_keep_their_class(net: type[nn.Module], data: bool) -> None:
     result = halved(net, data)
     assert type(result.model) is net, result.report.notes

@@ -12,7 +12,7 @@ from fork_server import ForkServer
 from fuzz_subjects import build
 from hostile.attack import Range
 
-SOME = 6  # attacks of a list
+SOME = 3  # attacks of a list
 
 
 @pytest.fixture(scope="session")
