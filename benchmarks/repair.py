@@ -29,7 +29,7 @@ from repair_table import plot, print_tables
 from rich.console import Console
 
 from prunec import compiler, passes
-from prunec.compiler.passmanager import Pass, PassResult
+from prunec.compiler.pass_class import Pass, PassResult
 
 SCORES = {
     "random": "RandomScore",

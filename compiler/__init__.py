@@ -11,7 +11,8 @@ from .errors import PrunecError
 from .inference.dimensions import Dimension
 from .inference.graph import Graph
 from .inference.rule import RuleContext, op_rule
-from .passmanager import Pass, PassManager, PassResult
+from .pass_class import Pass, PassResult
+from .passmanager import PassManager
 from .plan import Plan
 from .report import Report
 from .result import Result

@@ -64,7 +64,7 @@ class Compilation:
         self.checks: list[Check] = []
         self.notes: list[str] = []
         self.branches: dict[str, BranchReport] = {}
-        self.facts: set[str] = set()
+        self.facts: set[str] = set()  # of facts.Fact
         self.earlier: Compilation | None = None
         self.round = 1
         self.room: tuple[str, float] | None = None

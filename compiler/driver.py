@@ -27,7 +27,8 @@ from .errors import PlanError, QualityError
 from .inference.graph import Graph
 from .measure.model_timing import compare_modules
 from .option_types import checked
-from .passmanager import Callback, Pass, PassManager, check_order
+from .pass_class import Pass
+from .passmanager import Callback, PassManager, check_order
 from .preconditions import refuse_arguments
 from .processes import on_first
 from .quality import score

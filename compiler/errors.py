@@ -42,6 +42,10 @@ class ArgumentError(PlanError, TypeError):
     """An argument or option is missing, unknown, or of a type that it does not take."""
 
 
+class PassError(PrunecError):
+    """A pass broke its contract: its result, its facts, or the tensors of the original."""
+
+
 class PassOrderError(PrunecError):
     """A pass stands where its needs are not met; raised before anything runs."""
 

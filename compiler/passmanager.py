@@ -1,17 +1,20 @@
-"""What a pass is, and the manager that checks the order, runs the passes and verifies each one."""
+"""The pass manager: it checks the order of passes, runs them and verifies what each left."""
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from .capture.finite import FiniteCheck
 from .compilation import Compilation
-from .errors import PassOrderError, PlanError
+from .errors import PassError, PassOrderError, PlanError
+from .facts import Fact, check_facts, check_plan
 from .inference.graph import Graph
-from .option_types import CheckedOptions, checked, require, shown
+from .option_types import checked, require, shown
+from .original import OriginalTensors
+from .pass_class import Pass, PassResult
+from .registry import providers
 from .report import PassReport
 from .result import Result
 from .rounds import continue_from, smaller_state, take_scores
@@ -19,56 +22,6 @@ from .user_code import call_user, user_batches
 from .verify.backends import check_backends
 from .verify.check import require_proven
 from .verify.structure import check_finite, check_structure
-
-
-@dataclasses.dataclass
-class PassResult:
-    """What one pass did.
-
-    `summary` is one line for people; `details` is what the report stores (JSON types only).
-    """
-
-    changed: bool
-    summary: str = ""
-    details: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-class Pass(metaclass=CheckedOptions):
-    """One step of a pipeline. Subclass as a dataclass: its fields are its options.
-
-    `needs` and `provides` name facts about the compilation: "scores", "widths", "plan", "dense".
-    `forbids` names facts that must not hold yet ("dense": the graph has been rewritten).
-    `run` may raise any `PrunecError`; the manager verifies the compilation after it returns.
-    Options that the annotations do not fit raise ArgumentError.
-    """
-
-    name: ClassVar[str] = ""
-    needs: ClassVar[tuple[str, ...]] = ()
-    provides: ClassVar[tuple[str, ...]] = ()
-    forbids: ClassVar[tuple[str, ...]] = ()
-
-    def run(self, state: Compilation) -> PassResult:
-        raise PlanError(f"{type(self).__name__} does not say what it does: give it a method run.")
-
-    def options(self) -> dict[str, Any]:
-        """The options as JSON types, for the report; a data loader becomes its type's name, and a
-        field `calibration`, which is data and no option, is left out."""
-        if not dataclasses.is_dataclass(self):
-            return {}
-        names = [f.name for f in dataclasses.fields(self) if f.name != "calibration"]
-        values = {name: getattr(self, name) for name in names}
-        return {k: _plain(v) for k, v in values.items()}
-
-
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, (list, tuple)) and len(value) <= 32:
-        return [_plain(v) for v in value]
-    if isinstance(value, dict) and len(value) <= 32:
-        return {str(k): _plain(v) for k, v in value.items()}
-    return type(value).__name__
-
 
 Callback = Callable[[Pass, PassResult, float], None]
 
@@ -102,8 +55,8 @@ class PassManager:
         graph, which this run cuts further: what it removed stays removed, scores are of its model,
         whose weights go on; plan and proof are of the original. `strict`: a check that proves
         nothing is an error, after the pass that it is of. Raises what a pass raises, PlanError when
-        nothing at all was changed, VerificationError when a pass left an invalid state,
-        NonFiniteError for bad values in weights, example or batches.
+        nothing at all was changed, PassError when a pass broke its contract, VerificationError when
+        it left an invalid state, NonFiniteError for bad values in weights, example or batches.
         """
         from .capture.batches import forward_arguments
 
@@ -124,11 +77,11 @@ class PassManager:
         if start is not None:
             continue_from(state, start.state)
             reports += start.report.passes
+        original = OriginalTensors(graph)
         for step in self.passes:
             began = time.perf_counter()
             result = _run(step, state)
-            state.facts.update(step.provides)
-            verify_state(state, result.changed)
+            verify_state(state, type(step).__name__, original)
             if strict:
                 require_proven(state.checks)
             seconds = time.perf_counter() - began
@@ -146,12 +99,21 @@ class PassManager:
 
 
 def _run(step: Pass, state: Compilation) -> PassResult:
-    """In a later round scores are of the model as the earlier one left it."""
-    if state.earlier is None or "scores" not in step.provides:
-        return step.run(state)
-    smaller = smaller_state(state.earlier, state.calibration)
-    result = step.run(smaller)
-    take_scores(state, smaller)
+    """Run a pass. In a later round scores are of the model as the earlier one left it."""
+    seen, measures = state, Fact.SCORES in step.provides and Fact.PLAN not in step.provides
+    if state.earlier is not None and measures:
+        seen = smaller_state(state.earlier, state.calibration)
+    result = step.run(seen)
+    if not isinstance(result, PassResult):
+        raise PassError(
+            f"{type(step).__name__}.run returned {shown(result)}: return a PassResult that says "
+            "what changed."
+        )
+    state.facts.update(map(Fact, step.provides))
+    if seen is not state:
+        seen.facts.update(state.facts)
+        check_facts(seen, type(step).__name__)
+        take_scores(state, seen)
     return result
 
 
@@ -163,11 +125,18 @@ def check_order(passes: Sequence[Pass]) -> None:
             raise PassOrderError(
                 f"{step!r} is not a pass; pass instances of prunec.passes classes."
             )
+        for declared in ("needs", "provides", "forbids"):
+            for fact in getattr(step, declared):
+                if fact not in tuple(Fact):
+                    raise PassOrderError(
+                        f"{type(step).__name__} {declared} {fact!r}, which is no fact; there are "
+                        f"{', '.join(Fact)}."
+                    )
         for need in step.needs:
             if need not in facts:
                 raise PassOrderError(
                     f"{type(step).__name__} needs {need}, which no pass before it provides; put "
-                    f"{_providers(need)} before it."
+                    f"{providers(need)} before it."
                 )
         for forbidden in step.forbids:
             if forbidden in facts:
@@ -181,25 +150,13 @@ def check_order(passes: Sequence[Pass]) -> None:
         facts.update(dict.fromkeys(step.provides, type(step).__name__))
 
 
-def _providers(need: str) -> str:
-    known = {
-        "scores": "a score such as MagnitudeScore",
-        "plan": "PruneHeads or PruneChannels",
-        "dense": "SparseToDense",
-        "widths": "AllocateWidths",
-    }
-    return known.get(need, f"a pass that provides {need}")
-
-
-def verify_state(state: Compilation, changed: bool) -> None:
-    """What holds after every pass: a valid plan; once dense, consistent shapes, agreeing back ends
-    and finite weights."""
-    for name, kept in state.plan.kept.items():
-        dimension = state.graph.dimensions[name]
-        valid = kept == sorted(set(kept)) and kept and 0 <= kept[0] <= kept[-1] < dimension.size
-        if not valid or len(kept) < dimension.minimum:
-            raise PlanError(f"the plan for '{name}' is invalid: {len(kept)} entries kept.")
-    if state.dense is not None and changed:
+def verify_state(state: Compilation, who: str, original: OriginalTensors) -> None:
+    """What holds after every pass: facts that attributes agree with, a valid plan, the original's
+    tensors as they were; once dense, consistent shapes, agreeing back ends and finite weights."""
+    original.check(who)
+    check_facts(state, who)
+    check_plan(state)
+    if state.dense is not None:
         check_structure(state.graph, state.dense.program, state.plan.combined())
         check_finite(state.dense.model)
         check_backends(state)

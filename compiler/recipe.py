@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import importlib.resources
 import pathlib
 import tomllib
@@ -13,31 +12,15 @@ from typing import Any
 from .cause import cause
 from .errors import PlanError
 from .option_types import check_options, shown
-from .passmanager import Pass
+from .pass_class import Pass
+from .registry import pass_class
 
-GROUP = "prunec.passes"
 _CONDITIONS = ("use", "needs", "without")
 _MISSING = {"train": "no data was given to train on, or no steps"}
 _LOST = {
     "calibration": "; with a few hundred unlabelled samples the layers that were cut would be "
     "repaired, which keeps most of what a raw cut loses",
 }
-
-
-def pass_class(name: str) -> type[Pass]:
-    """The pass registered under a name (entry point group `prunec.passes`).
-
-    Raises PlanError listing the names there are.
-    """
-    found = {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
-    if name not in found:
-        raise PlanError(
-            f"there is no pass '{name}'; installed ones are {', '.join(sorted(found))}."
-        )
-    loaded = found[name].load()
-    if not (isinstance(loaded, type) and issubclass(loaded, Pass)):
-        raise PlanError(f"entry point '{name}' is not a Pass subclass; fix the package it is from.")
-    return loaded
 
 
 def read_recipe(path: str | pathlib.Path | None) -> list[dict[str, Any]]:

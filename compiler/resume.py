@@ -15,7 +15,7 @@ from .compilation import Compilation
 from .digest import content_digest
 from .durable import write_whole
 from .errors import PlanError
-from .passmanager import Pass, PassResult
+from .pass_class import Pass, PassResult
 from .plan import Plan
 from .processes import on_first
 from .report import Aim, BranchReport
@@ -122,7 +122,7 @@ class _KeepPlan(Pass):
             "notes": state.notes,
             "room": state.room,  # for the biases of a repair
             # the order in which a mask grows
-            "scores": {n: scores[n].tolist() for n in state.plan.kept if n in scores},
+            "scores": {n: own.tolist() for n, own in scores.items()},
         }
 
         def write() -> None:
@@ -141,7 +141,7 @@ class _KnownPlan(Pass):
 
     found: dict[str, Any]
     name: ClassVar[str] = "known-plan"
-    provides: ClassVar[tuple[str, ...]] = ("plan", "dropped")
+    provides: ClassVar[tuple[str, ...]] = ("scores", "plan", "dropped")
 
     def run(self, state: Compilation) -> PassResult:
         parts = _parts(self.found)

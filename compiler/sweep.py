@@ -24,7 +24,8 @@ from .console import PlainTable, plain_console
 from .emit.class_needs import check_mode
 from .errors import PlanError, TargetError
 from .option_types import checked, shown
-from .passmanager import Pass, PassManager, PassResult
+from .pass_class import Pass, PassResult
+from .passmanager import PassManager
 from .quality import output_error, score
 from .recipe import build_pipeline, read_recipe
 from .result import Result
@@ -118,7 +119,7 @@ class _KnownScores(Pass):
     provides: ClassVar[tuple[str, ...]] = ("scores", "errors")
 
     def run(self, state: Compilation) -> PassResult:
-        state.scores, state.errors = self.state.scores, self.state.errors
+        state.scores, state.errors = self.state.scores, self.state.errors or {}
         return PassResult(False, "measured once for all targets")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..compiler.passmanager import Pass, PassResult
+from ..compiler.pass_class import Pass, PassResult
 from .calibration.batches import calibration_batches
 from .calibration.streams import measuring
 from .magnitude_score import magnitudes

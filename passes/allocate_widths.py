@@ -17,7 +17,7 @@ from ..compiler.errors import PlanError, TargetError
 from ..compiler.inference.branches import find_branches
 from ..compiler.inference.dimensions import Dimension
 from ..compiler.measure.cost import cost
-from ..compiler.passmanager import Pass, PassResult
+from ..compiler.pass_class import Pass, PassResult
 from ..compiler.processes import on_first
 from ..compiler.report import Aim
 from ..compiler.rewrite.correspondence import inherited

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from ..compiler.errors import PlanError
 from ..compiler.inference.dimensions import Dimension
 from ..compiler.inference.rule import bound_arguments, op_name
-from ..compiler.passmanager import Pass, PassResult
+from ..compiler.pass_class import Pass, PassResult
 from .calibration.finite import not_finite
 from .magnitude_score import magnitudes
 from .sensitivity.entry_sums import entry_sums, mean_one

@@ -19,7 +19,7 @@ from torch import nn
 from ..compiler.capture.batches import Device
 from ..compiler.console import plain_console
 from ..compiler.digest import content_digest
-from ..compiler.passmanager import Pass, PassResult
+from ..compiler.pass_class import Pass, PassResult
 from .distillation.borrowed import device_of, on_device, refuse_shared, seeded, teacher_on
 from .distillation.features import Features, matched_paths
 from .distillation.losses import DistillError, EmbeddingLoss

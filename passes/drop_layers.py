@@ -14,7 +14,7 @@ from ..compiler.capture.examples import fresh_inputs
 from ..compiler.compilation import Compilation
 from ..compiler.errors import PlanError
 from ..compiler.inference.branches import Branch, find_branches, fits
-from ..compiler.passmanager import Pass, PassResult
+from ..compiler.pass_class import Pass, PassResult
 from ..compiler.report import BranchReport
 from ..compiler.rewrite.selection import as_patterns, check_ratio
 from ..compiler.rewrite.zero_branches import drop_of

@@ -12,7 +12,7 @@ from ..compiler.compilation import Compilation
 from ..compiler.errors import PlanError
 from ..compiler.inference.dimensions import Dimension
 from ..compiler.inference.graph import Graph
-from ..compiler.passmanager import Pass, PassResult
+from ..compiler.pass_class import Pass, PassResult
 from .calibration.finite import not_finite
 from .sensitivity.entry_sums import entry_sums, mean_one
 

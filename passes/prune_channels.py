@@ -12,7 +12,7 @@ from torch import Tensor
 from ..compiler.compilation import Compilation
 from ..compiler.errors import PlanError
 from ..compiler.inference.dimensions import Dimension
-from ..compiler.passmanager import Pass, PassResult
+from ..compiler.pass_class import Pass, PassResult
 from ..compiler.rewrite.selection import (
     as_patterns,
     check_ratio,

@@ -9,7 +9,7 @@ from typing import ClassVar
 from ..compiler.compilation import Compilation
 from ..compiler.errors import PlanError
 from ..compiler.inference.dimensions import Dimension
-from ..compiler.passmanager import Pass, PassResult
+from ..compiler.pass_class import Pass, PassResult
 from ..compiler.rewrite.selection import (
     as_patterns,
     check_ratio,
@@ -94,9 +94,7 @@ class PruneHeads(Pass):
         heads = [d for d in heads if unit(d)]
         if include:
             heads = [d for d in heads if matches(d, include)]
-        return [
-            d for d in heads if not matches(d, exclude) and (d.exact or not self.exact_only)
-        ]
+        return [d for d in heads if not matches(d, exclude) and (d.exact or not self.exact_only)]
 
 
 def _heads(state: Compilation) -> list[Dimension]:

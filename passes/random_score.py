@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from ..compiler.passmanager import Pass, PassResult
+from ..compiler.pass_class import Pass, PassResult
 
 if TYPE_CHECKING:
     from ..compiler.compilation import Compilation

@@ -12,7 +12,7 @@ from torch import fx
 from ..compiler.errors import PlanError
 from ..compiler.inference.rule import bound_arguments, op_name
 from ..compiler.ir.program import Program
-from ..compiler.passmanager import Pass, PassResult
+from ..compiler.pass_class import Pass, PassResult
 from .calibration.batches import calibration_batches
 from .calibration.finite import refuse_rows
 from .calibration.moments import wide

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..compiler.errors import PlanError
-from ..compiler.passmanager import Pass, PassResult
+from ..compiler.pass_class import Pass, PassResult
 from .calibration.batches import calibration_batches
 from .calibration.gram import Gram
 from .calibration.reduction import EXACT, MOMENTS

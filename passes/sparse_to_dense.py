@@ -14,7 +14,7 @@ from ..compiler.emit.class_needs import check_mode
 from ..compiler.emit.module_backend import ModuleResult
 from ..compiler.emit.obstacles import obstacle
 from ..compiler.errors import PlanError
-from ..compiler.passmanager import Pass, PassResult
+from ..compiler.pass_class import Pass, PassResult
 from ..compiler.report import BranchReport
 from ..compiler.rewrite.dead import DeadEntries, find_dead
 from ..compiler.rewrite.folds import folded_tensors

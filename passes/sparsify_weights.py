@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..compiler.compilation import Compilation, with_weights
 from ..compiler.errors import PlanError
 from ..compiler.inference.branches import fits_any
-from ..compiler.passmanager import Pass, PassResult
+from ..compiler.pass_class import Pass, PassResult
 from ..compiler.rewrite.selection import as_patterns
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from ..compiler.errors import PlanError
 from ..compiler.inference.graph import Graph
 from ..compiler.ir.program import output_values
-from ..compiler.passmanager import Pass, PassResult
+from ..compiler.pass_class import Pass, PassResult
 from ..compiler.verify.interpreter import ProgramInterpreter
 from .calibration.batches import calibration_batches
 from .calibration.finite import not_finite, refuse_rows

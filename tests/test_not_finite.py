@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunec import compiler, passes
 from prunec.compiler.errors import NonFiniteError, PlanError
-from prunec.compiler.passmanager import Pass
+from prunec.compiler.pass_class import Pass
 from prunec.passes.sensitivity.elimination import Problem, eliminate
 
 SCORES: list[Callable[[], Pass]] = [

@@ -14,7 +14,7 @@ from prunec.compiler import Graph, Target, capture
 from prunec.compiler.compilation import Compilation
 from prunec.compiler.errors import PlanError, TargetError
 from prunec.compiler.measure.cost import cost
-from prunec.compiler.passmanager import Pass
+from prunec.compiler.pass_class import Pass
 from prunec.passes import AllocateWidths, MagnitudeScore, PruneChannels, PruneHeads
 
 

@@ -33,7 +33,7 @@ def pipeline(ratio: float = 0.5) -> list[Pass]:
 @pytest.mark.parametrize(
     ("steps", "said"),
     [
-        ([PruneHeads(0.5)], "PruneHeads needs scores.*MagnitudeScore before it"),
+        ([PruneHeads(0.5)], "PruneHeads needs scores.*one of .*MagnitudeScore.* before it"),
         ([PruneChannels(0.5), MagnitudeScore()], "PruneChannels needs scores"),
         ([AllocateWidths(Target(width=0.5))], "AllocateWidths needs scores"),
         (
@@ -57,20 +57,27 @@ def test_an_order_that_cannot_work_is_refused_before_anything_runs(
 
 @dataclasses.dataclass
 class Note(Pass):
-    """A third party's pass: it needs a fact of its own."""
+    """A third party's pass."""
 
     text: str = "noted"
 
     name: ClassVar[str] = "note"
-    needs: ClassVar[tuple[str, ...]] = ("dense", "weather")
+    needs: ClassVar[tuple[str, ...]] = ("dense", "recovered")
 
     def run(self, state: Compilation) -> PassResult:
         return PassResult(False, self.text)
 
 
-def test_a_need_that_nothing_provides_is_named() -> None:
-    with pytest.raises(PassOrderError, match=r"Note needs weather.*a pass that provides"):
+def test_a_need_that_nothing_before_provides_is_named() -> None:
+    with pytest.raises(PassOrderError, match=r"Note needs recovered.*put Distill before it"):
         PassManager([*pipeline(), Note()])
+
+
+@pytest.mark.parametrize("declared", ["needs", "provides", "forbids"])
+def test_a_fact_that_there_is_none_of_is_refused(declared: str) -> None:
+    wrong = type("Misspelt", (Note,), {"needs": (), declared: ("dens",)})
+    with pytest.raises(PassOrderError, match=f"Misspelt {declared} 'dens', which is no fact"):
+        PassManager([*pipeline(), wrong()])
 
 
 # runs

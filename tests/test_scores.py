@@ -11,7 +11,7 @@ from prunec import compiler, passes
 from prunec.compiler import Result
 from prunec.compiler.compilation import Compilation
 from prunec.compiler.errors import PlanError
-from prunec.compiler.passmanager import Pass
+from prunec.compiler.pass_class import Pass
 
 
 def scored(model: nn.Module, step: Pass, batches: list[Tensor]) -> Compilation:

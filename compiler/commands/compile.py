@@ -20,7 +20,8 @@ from ..driver import compile
 from ..durable import write_whole
 from ..errors import InterruptedCompile, PlanError, PrunecError, SourceError
 from ..onnx_files.dtypes import refuse_dtypes
-from ..passmanager import Pass, PassManager, PassResult
+from ..pass_class import Pass, PassResult
+from ..passmanager import PassManager
 from ..preconditions import refuse_unwritable
 from ..processes import is_first
 from ..recipe import build_pipeline, read_recipe

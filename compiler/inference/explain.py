@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+from torch import fx
+
 from ..ir.program import Program
 from .dimensions import STRUCTURAL, Dimension
 from .rule import Inference
@@ -52,12 +54,13 @@ def _places(d: Dimension, shown: int | None) -> str:
 
 
 def _unruled(inference: Inference) -> list[str]:
-    by_text: dict[str, list[str]] = defaultdict(list)
+    by_text: dict[str, list[fx.Node]] = defaultdict(list)
     for node, reason in inference.frozen.items():
-        by_text[reason.text].append(node.name)
+        by_text[reason.text].append(node)
     if not by_text:
         return []
     lines = ["", "ops that froze what they touch:"]
     for text, nodes in by_text.items():
-        lines.append(f"  {text}: {len(nodes)} node(s), first {nodes[0]}")
+        lines.append(f"  {text}: {len(nodes)} node(s), first {nodes[0].name}")
+        lines += sorted({f"    {inference.failures[n]}" for n in nodes if n in inference.failures})
     return lines

@@ -18,6 +18,7 @@ from torch import fx
 from ..errors import RuleError
 from ..ir.program import fake_value, is_symbolic, shape_of, source_line
 from ..ir.terms import Fixed, Reason, Term, block, fresh, known_size, take, unify, variables
+from ..ir.torch_private import argument_names, namespaces
 from ..option_types import shown
 
 SELECTION = "prunec_gather_"  # the index of a selection that prunec put into the graph
@@ -91,7 +92,8 @@ def op_rule(*ops: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a rule for ops named `namespace::name` (all overloads, in-place variants included).
 
     A later registration replaces an earlier one, so a user's rule wins over a built-in one.
-    Raises RuleError when the function's first parameter is missing or an op name has no namespace.
+    Raises RuleError when the function's first parameter is missing, an op name has no namespace, an
+    op is none of its namespace, or a parameter is an argument of none of the ops.
     """
     if not ops or not all(isinstance(op, str) for op in ops):
         wrong = next((op for op in ops if not isinstance(op, str)), None)
@@ -109,10 +111,30 @@ def op_rule(*ops: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         for op in ops:
             if "::" not in op:
                 raise RuleError(f"op '{op}' needs its namespace, as in 'aten::{op}'.")
-            RULES[op] = OpRule(op, function, names[1:])
+        _check_arguments(function, ops, names[1:])
+        RULES.update({op: OpRule(op, function, names[1:]) for op in ops})
         return function
 
     return register
+
+
+def _check_arguments(function: Any, ops: Sequence[str], names: Sequence[str]) -> None:
+    """Ops of namespaces that are not loaded yet are known when they are used."""
+    loaded = {op: argument_names(op) for op in ops if op.partition("::")[0] in namespaces()}
+    built_in = str(function.__module__).startswith(__name__.partition(".inference")[0])
+    for op, arguments in loaded.items():
+        if arguments is None and not built_in:  # built-in rules know ops of other torch versions
+            raise RuleError(
+                f"there is no op '{op}': check its name, or import what defines it before the rule."
+            )
+    known = {rule_name(name) for arguments in loaded.values() for name in arguments or ()}
+    for name in names if len(loaded) == len(ops) and any(loaded.values()) else ():
+        if name not in known:
+            raise RuleError(
+                f"rule {function.__name__} takes '{name}', which is no argument of "
+                f"{' or '.join(ops)}: {'they have' if len(ops) > 1 else 'it has'} "
+                f"{', '.join(sorted(known))}."
+            )
 
 
 def op_name(target: Any) -> str:
@@ -132,6 +154,11 @@ def find_rule(target: Any) -> OpRule | None:
     return rule
 
 
+def rule_name(argument: str) -> str:
+    """The name by which rules take an argument of an op's schema."""
+    return "x" if argument in ("self", "input") else argument
+
+
 def bound_arguments(node: fx.Node) -> dict[str, Any]:
     """The op's arguments by schema name, defaults filled in; `self` and `input` are called `x`."""
     target = node.target
@@ -144,7 +171,7 @@ def bound_arguments(node: fx.Node) -> dict[str, Any]:
             value = node.kwargs[arg.name]
         else:
             value = arg.default_value if arg.has_default_value() else None
-        values["x" if arg.name in ("self", "input") else arg.name] = value
+        values[rule_name(arg.name)] = value
     return values
 
 

@@ -67,13 +67,6 @@ def batch_norm(
     return terms
 
 
-@op_rule("aten::local_response_norm")
-def local_response_norm(c: RuleContext, x: Any) -> Terms:
-    terms = c.terms(x)
-    c.block(terms[1], "neighbouring channels are mixed")
-    return terms
-
-
 @op_rule("aten::_weight_norm", "aten::_weight_norm_interface")
 def weight_norm(c: RuleContext, v: Any, g: Any, dim: Any) -> Any:
     """v * g / ||v||, the norm over all axes but `dim` (torch.nn.utils.weight_norm)."""
@@ -104,10 +97,3 @@ def cosine_similarity(c: RuleContext, x1: Any, x2: Any, dim: Any) -> Terms:
     axis = c.axis(1 if dim is None else dim, len(out))
     c.contract(out[axis], [(x1, axis - len(out)), (x2, axis - len(out))], out[:axis])
     return out[:axis] + out[axis + 1 :]
-
-
-@op_rule("aten::normalize")
-def normalize(c: RuleContext, x: Any, dim: int) -> Terms:
-    terms = c.terms(x)
-    c.statistic(terms[dim], "norm over it")
-    return terms

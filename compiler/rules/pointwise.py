@@ -18,7 +18,7 @@ UNTAGGED = (
     "clone detach alias lift_fresh lift_fresh_copy rsub fill copy zero hardswish "
     "hardsigmoid zeros_like ones_like full_like empty_like rand_like randn_like where "
     "masked_fill bernoulli __and__ __or__ __xor__ floor_divide true_divide divide "
-    "multiply subtract square float relu6 log_sigmoid logsigmoid_backward mish selu celu "
+    "multiply subtract square relu6 log_sigmoid mish selu celu "
     "clip lerp uniform normal positive _conj resolve_conj resolve_neg real imag conj "
     "requires_grad_ nan_to_num softplus greater less greater_equal less_equal not_equal "
     "eq ne rrelu special_expit special_erf _assert_async pow arctan2 atan2 fmod remainder "
@@ -124,7 +124,7 @@ def native_dropout(c: RuleContext, x: Any) -> Any:
 
 
 @op_rule("aten::complex", "aten::polar")
-def complex_pair(c: RuleContext, x: Any) -> Terms:
+def complex_pair(c: RuleContext) -> Terms:
     return broadcast(c, [n for n in c.node.all_input_nodes if c.terms(n)], len(c.out_shape))
 
 

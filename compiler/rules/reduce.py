@@ -201,7 +201,6 @@ def histc(c: RuleContext, x: Any, bins: Any, min: Any, max: Any) -> Any:
 @op_rule(
     "aten::bincount",
     "aten::nonzero",
-    "aten::unique",
     "aten::_unique2",
     "aten::unique_dim",
     "aten::unique_consecutive",

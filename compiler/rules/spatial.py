@@ -10,7 +10,7 @@ from ..ir.terms import factor, product
 
 BY_RANK = {
     1: "max_pool1d avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d upsample_nearest1d "
-    "upsample_linear1d reflection_pad1d replication_pad1d max_pool1d_with_indices lp_pool1d "
+    "upsample_linear1d reflection_pad1d replication_pad1d max_pool1d_with_indices "
     "_upsample_nearest_exact1d",
     2: "max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d upsample_nearest2d "
     "upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa "

@@ -29,7 +29,7 @@ EXACT_WITH_ZEROS = frozenset(
     (
         "aten::sum aten::linalg_vector_norm aten::norm aten::frobenius_norm aten::cdist "
         "aten::any aten::_weight_norm aten::_weight_norm_interface aten::count_nonzero "
-        "aten::normalize aten::nansum"
+        "aten::nansum"
     ).split()
 )
 
