@@ -69,6 +69,11 @@ def _load_module(
     device: str | torch.device | None,
 ) -> nn.Module:
     plan = Plan.from_json(files.text(PLAN))
+    if plan.backend != manifest["backend"]:
+        raise ArtifactError(
+            f"the manifest of {files.place} says that the class was kept, and its plan that it was "
+            "not: the artifact is damaged."
+        )
     shapes: dict[str, Tensor] = {}
     for name in (WEIGHTS, CONSTANTS, REST):
         shapes.update(tensor_shapes(files.path(name)))

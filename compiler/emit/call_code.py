@@ -155,6 +155,9 @@ def _check_nesting(
         raise refused("arguments that do not agree with each other")
     if not all(isinstance(k, str) and _is_name(k) for k in keywords):
         raise refused("a keyword that is no name")
+    first = parameters[:positional]
+    if [p.name for p in first] != names[:positional] or any(p.keyword_only for p in first):
+        raise refused("a positional argument that forward does not take by position")
     defaults = [p.default is not inspect.Parameter.empty for p in parameters if not p.keyword_only]
     if defaults != sorted(defaults):
         raise refused("an argument without a default after one with")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..capture.copies import computed
 from ..capture.program import identity
 from ..errors import PlanError
-from .resize_modules import Changes, as_type_of, plain
+from .resize_modules import Changes, as_type_of, disagreement, plain
 from .thin_modules import Thinning
 
 _GRAPH_ONLY = "prunec_"  # tensors the rewrite put beside nodes: the module held without them
@@ -35,7 +35,8 @@ def replay(
     the tensors that are cut. `scales`: what cut tensors are then multiplied by. `thinning`: the
     modules that leave it in the end; until then names are the original's.
 
-    Raises PlanError when the model is another one.
+    Raises PlanError when the model is another one, and where a standard layer would get a size that
+    its tensors do not have.
     """
     known = tensors_by_name(model)
     for name in slices:
@@ -69,6 +70,7 @@ def replay(
         if not add_tensor(small, name, own):
             raise PlanError(f"{type(model).__name__} has no place for the plan's '{name}'.")
     apply_attributes(small, attributes)
+    _check_layers(small, attributes)
     if thinning:
         thinning.apply(small)
     return small
@@ -134,6 +136,18 @@ def apply_attributes(model: nn.Module, attributes: Changes) -> None:
             found.append((owner, leaf, as_type_of(value, new)))
     for owner, leaf, new in found:
         setattr(owner, leaf, new)
+
+
+def _check_layers(model: nn.Module, attributes: Changes) -> None:
+    for path, changes in attributes.items():
+        layer = model.get_submodule(path)
+        wrong = disagreement(layer, changes)
+        if wrong is not None:
+            raise PlanError(
+                f"the plan gives {path or type(model).__name__}.{wrong} the value "
+                f"{_said(getattr(layer, wrong))}, which its tensors do not have: the plan is "
+                "damaged."
+            )
 
 
 def _instance(module: nn.Module | None, name: str) -> tuple[Any, str]:

@@ -132,6 +132,15 @@ def resize_standard(module: nn.Module, *programs: Program) -> Changes:
     return changes
 
 
+def disagreement(module: nn.Module, names: Iterable[str]) -> str | None:
+    """The first of these attributes of a standard layer that its tensors' shapes contradict."""
+    rule = _rule(module)
+    sizes = {} if rule is None else rule(module)
+    return next(
+        (n for n in names if n in sizes and plain(getattr(module, n)) != plain(sizes[n])), None
+    )
+
+
 def _set(layer: nn.Module, name: str, value: Any) -> None:
     old = getattr(layer, name, None)
     if old is not None:

@@ -212,6 +212,11 @@ def test_a_forged_graph_is_refused_before_anything_of_it_runs(attacks: Range, to
     attacks.expect_all(TOPICS[topic])
 
 
+def test_what_is_passed_by_position_is_taken_by_position(attacks: Range) -> None:
+    forged = graph(lambda d: d["call"]["parameters"][0].__setitem__(1, True))
+    attacks.expect(Attack("keyword only", forged, REFUSED, "graph", "load graph"))
+
+
 @pytest.mark.parametrize("entry", ["verify", "bench", "compile"])
 def test_the_commands_refuse_forged_graphs_too(attacks: Range, entry: str) -> None:
     chosen = [attack for topic in TOPICS.values() for attack in topic[::3]]

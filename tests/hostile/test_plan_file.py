@@ -192,3 +192,19 @@ def test_a_plan_of_another_form_is_refused(attacks: Range) -> None:
             Attack(f"{key} = {value}", plan(lambda d, k=key, v=value: d.update({k: v})), ANY)
             for key in (*required, "dropped", "members", "stubs", "scales", "dead", "outputs")
         )
+
+
+@pytest.mark.parametrize("entry", ["load", "load into"])
+def test_a_plan_gives_no_layer_a_size_that_its_tensors_lack(attacks: Range, entry: str) -> None:
+    def changed(document: dict[str, Any]) -> None:
+        sizes = document["attributes"]["bert.embeddings.LayerNorm"]
+        sizes["normalized_shape"][1] = sizes["normalized_shape"][0]
+
+    attacks.expect(Attack("a norm's shape", plan(changed), REFUSED, "bert", entry))
+
+
+def test_a_class_that_the_plan_did_not_keep_is_not_loaded(attacks: Range) -> None:
+    def forge(forgery: Forgery) -> None:
+        forgery.edit("prunec.json", backend="module")
+
+    attacks.expect(Attack("kept says the manifest", forge, REFUSED, "graph", "load into"))
