@@ -32,7 +32,7 @@ def mixed(self: Any, x: Tensor, shares: Tensor) -> Tensor:
     return self.head(torch.einsum("bteh,ehd,bte->btd", hidden, self.down, shares))
 
 
-@structure("expert 5~", "head-dim 6", "head-dim 7", "hidden 7", args=(TOKENS,))
+@structure("expert 5~", "hidden 6", "hidden 7", "hidden 7", args=(TOKENS,))
 def experts_by_one_hot() -> nn.Module:
     def forward(self: Any, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -42,7 +42,7 @@ def experts_by_one_hot() -> nn.Module:
     return routed(forward)
 
 
-@structure("expert 5~", "head-dim 6", "head-dim 7", "hidden 7", args=(TOKENS,))
+@structure("expert 5~", "hidden 6", "hidden 7", "hidden 7", args=(TOKENS,))
 def experts_by_scatter() -> nn.Module:
     def forward(self: Any, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -53,7 +53,7 @@ def experts_by_scatter() -> nn.Module:
     return routed(forward)
 
 
-@structure("expert 5~", "head-dim 6", "head-dim 7", "head-dim 7", args=(TOKENS,))
+@structure("expert 5~", "hidden 6", "hidden 7", "hidden 7", args=(TOKENS,))
 def one_expert_each() -> nn.Module:
     """The Switch Transformer's routing."""
 
@@ -68,7 +68,7 @@ def one_expert_each() -> nn.Module:
     return routed(forward)
 
 
-@structure("expert 5~", "head-dim 6", "head-dim 7", "head-dim 7", args=(TOKENS,))
+@structure("expert 5~", "hidden 6", "hidden 7", "hidden 7", args=(TOKENS,))
 def rows_sorted_by_expert() -> nn.Module:
     """Sorted as for a grouped product, and put back where they were."""
 
@@ -98,7 +98,7 @@ def nearest_in_a_codebook() -> nn.Module:
     return module(forward, stem=nn.Linear(8, 7), book=weight(9, 7), head=nn.Linear(7, 3))
 
 
-@structure("head-dim 6", "head-dim 7", "hidden 7", args=(TOKENS,))
+@structure("hidden 6", "hidden 7", "hidden 7", args=(TOKENS,))
 def the_expert_after_the_chosen() -> nn.Module:
     def forward(self: Any, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -109,7 +109,7 @@ def the_expert_after_the_chosen() -> nn.Module:
     return routed(forward)
 
 
-@structure("head-dim 6", "head-dim 7", "hidden 7", args=(TOKENS,))
+@structure("hidden 6", "hidden 7", "hidden 7", args=(TOKENS,))
 def numbers_changed_in_place() -> nn.Module:
     def forward(self: Any, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -135,7 +135,7 @@ def experts_one_by_one() -> nn.Module:
     return routed(forward)
 
 
-@structure("head-dim 6", "head-dim 7", "hidden 7", args=(TOKENS,))
+@structure("hidden 6", "hidden 7", "hidden 7", args=(TOKENS,))
 def choices_returned() -> nn.Module:
     def forward(self: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.stem(x)

@@ -195,7 +195,7 @@ def low_rank_adapters() -> nn.Module:
     )
 
 
-@structure("head-dim 4~", "head-dim 6", args=(TOKENS,))
+@structure("expert 4~", "hidden 6", args=(TOKENS,))
 def soft_experts() -> nn.Module:
     def forward(self: Any, x: Tensor) -> Tensor:
         shares = self.router(x).softmax(-1)

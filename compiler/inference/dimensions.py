@@ -14,12 +14,12 @@ from ..ir.terms import (
     Reason,
     Term,
     Var,
-    children,
     leaves,
     resolve,
     variables,
 )
 from .exactness import inexact
+from .kinds import find_kinds, products
 from .rule import SELECTION, Inference
 
 STRUCTURAL = "spatial axis or kernel"  # convolution kernels: blocked by nature, listed in one line
@@ -64,7 +64,7 @@ def find_dimensions(program: Program, inference: Inference) -> dict[str, Dimensi
     for term, size in inference.minimums:
         for var in variables(term):
             minimums[var] = max(minimums[var], size)
-    kinds = _kinds(inference, members)
+    kinds = find_kinds(inference, members)
     names = _names(inference, members, kinds)
     partners = _partners(inference, members)
     found = {
@@ -105,70 +105,9 @@ def _members(inference: Inference) -> dict[Var, list[tuple[str, int]]]:
     return members
 
 
-def _kinds(inference: Inference, members: Iterable[Var]) -> dict[Var, str]:
-    roles: dict[Var, set[str]] = defaultdict(set)
-    for term, role in inference.roles:
-        if role in ("head", "repeat", "group", "expert"):
-            for var in variables(term):
-                roles[var].add(role)
-        else:
-            for var in _innermost(term) if role == "head-dim" else variables(term):
-                roles[var].add(role)
-    grouped = {v for v, r in roles.items() if {"head", "repeat"} <= r}
-    shared = _sharing_product(inference, grouped)
-    weighed = {v for sink in inference.sinks if sink.weight for v in variables(sink.term)}
-    kinds: dict[Var, str] = {}
-    for var in members:
-        own = roles[var]
-        if var not in weighed:  # a stream is read by weights; sums have token axes too
-            own.discard("residual")
-        if "expert" in own:
-            kind = "expert"
-        elif var in grouped:
-            kind = "query-group"
-        elif "head" in own:
-            kind = "kv-head" if var in shared else "head"
-        else:
-            order = ("head-dim", "group", "residual", "channel", "hidden")
-            kind = next((k for k in order if k in own), "other")
-        kinds[var] = kind
-    return kinds
-
-
-def _innermost(term: Term) -> list[Var]:
-    """The variables of a head width; for a product (heads x width, pairs x 2) those of its last
-    factor that has any."""
-    term = resolve(term)
-    factors = term.factors if isinstance(term, Product) else (term,)
-    return next((found for f in reversed(factors) if (found := variables(f))), [])
-
-
-def _products(inference: Inference) -> Iterable[Product]:
-    def walk(term: Term) -> Iterable[Product]:
-        term = resolve(term)
-        if isinstance(term, Product):
-            yield term
-        for child in children(term):
-            yield from walk(child)
-
-    for terms in inference.tensors.values():
-        for term in terms:
-            yield from walk(term)
-
-
-def _sharing_product(inference: Inference, chosen: set[Var]) -> set[Var]:
-    """Variables that stand just outside one of the chosen ones in a product (kv heads)."""
-    found: set[Var] = set()
-    for p in _products(inference):
-        for outer, inner in zip(p.factors, p.factors[1:], strict=False):
-            if set(variables(inner)) & chosen:
-                found.update(set(variables(outer)) - chosen)
-    return found
-
-
 def _partners(inference: Inference, members: Iterable[Var]) -> dict[Var, list[Var]]:
     partners: dict[Var, list[Var]] = {var: [] for var in members}
-    for p in _products(inference):
+    for p in products(inference):
         groups = [variables(f) for f in p.factors]
         for i, group in enumerate(groups):
             for other in (v for k, g in enumerate(groups) if k != i for v in g):

@@ -26,6 +26,7 @@ from .rule import (
 from .tables import READ, read_table
 
 INDEX = Reason("an index of entries")
+CHOOSING = frozenset(("aten::index", "aten::index_select", "aten::embedding"))
 
 
 def infer(program: Program) -> Inference:
@@ -92,6 +93,8 @@ def _walk(program: Program, inference: Inference, blocks: bool = True) -> None:
             if any(n in inference.activations for n in node.all_input_nodes):
                 inference.activations.add(node)
             inference.terms[node] = _call_terms(node, inference)
+            if _chosen(node, inference):
+                inference.chosen.add(node)
             item(node, inference)
             inference.origins[node] = _origin(node, inference)
         elif node.op == "output" and blocks:
@@ -104,6 +107,20 @@ def _walk(program: Program, inference: Inference, blocks: bool = True) -> None:
     for table, reason in inference.tables.items():
         for term in _tensor_terms(inference, table):
             block(term, reason)
+
+
+def _chosen(node: fx.Node, inference: Inference) -> bool:
+    """Whether a node yields matrices chosen from a tensor by value, or the same laid out anew."""
+    if node not in inference.activations or not isinstance(fake_value(node), torch.Tensor):
+        return False
+    if op_name(node.target) in CHOOSING:
+        table, *numbers = node.all_input_nodes
+        kept = len(_tensor_terms(inference, table)) - len(numbers)
+        return table not in inference.activations and kept > 1
+    contracts = bool(inference.sinks) and inference.sinks[-1].node is node
+    values = [n for n in node.all_input_nodes if n in inference.activations]
+    values = [n for n in values if isinstance(fake_value(n), torch.Tensor)]
+    return not contracts and bool(values) and inference.chosen.issuperset(values)
 
 
 def _fix_sizes(output: fx.Node, inference: Inference) -> None:

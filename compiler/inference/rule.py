@@ -71,6 +71,17 @@ class Statistic:
 
 
 @dataclasses.dataclass(frozen=True)
+class Pairing:
+    """Two activations multiplied and summed over `summed`: `left` and `right` are the axes that
+    one of them has alone, `batch` those that both have and the result keeps."""
+
+    summed: Term
+    left: tuple[Term, ...]
+    right: tuple[Term, ...]
+    batch: tuple[Term, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Gather:
     """A node that takes entries `index` from an axis of its first operand, whose term is `base`."""
 
@@ -181,7 +192,8 @@ class Inference:
 
     `beside`: terms of tensors that only side branches hold. `costs`: nodes with terms whose sizes
     multiply to its multiply-accumulates. `origins`: the weighted contractions
-    (layers) a value comes from, without another in between. `constants`: integer values that do not
+    (layers) a value comes from, without another in between. `chosen`: matrices that values choose
+    from a tensor, for layers to use as weights. `constants`: integer values that do not
     depend on the model's inputs. `numbers`: values that number the entries of a term (a tuple of
     such, or None, for several results). `tables`: values that stay whole, since each module that
     reads them selects from them.
@@ -193,6 +205,7 @@ class Inference:
     sinks: list[Sink] = dataclasses.field(default_factory=list)
     statistics: list[Statistic] = dataclasses.field(default_factory=list)
     roles: list[tuple[Term, str]] = dataclasses.field(default_factory=list)
+    pairings: list[Pairing] = dataclasses.field(default_factory=list)
     minimums: list[tuple[Term, int]] = dataclasses.field(default_factory=list)
     costs: list[tuple[fx.Node, Terms]] = dataclasses.field(default_factory=list)
     rewrites: dict[fx.Node, list[Callable[[NodeRewriter], None]]] = dataclasses.field(
@@ -204,6 +217,7 @@ class Inference:
     numbers: dict[fx.Node, Any] = dataclasses.field(default_factory=dict)
     tables: dict[fx.Node, Reason] = dataclasses.field(default_factory=dict)
     activations: set[fx.Node] = dataclasses.field(default_factory=set)
+    chosen: set[fx.Node] = dataclasses.field(default_factory=set)
     origins: dict[fx.Node, frozenset[fx.Node]] = dataclasses.field(default_factory=dict)
     frozen: dict[fx.Node, Reason] = dataclasses.field(default_factory=dict)
     failures: dict[fx.Node, str] = dataclasses.field(default_factory=dict)
@@ -264,6 +278,11 @@ class RuleContext:
         """Whether a value depends on the model's inputs (and not only on its tensors)."""
         return isinstance(x, fx.Node) and x in self.inference.activations
 
+    def is_weight(self, x: Any) -> bool:
+        """Whether a value is used as a layer's weight: of the model's tensors alone, or matrices
+        chosen from them by value."""
+        return not self.is_activation(x) or x in self.inference.chosen
+
     def reason(self, text: str) -> Reason:
         """A reason that points at this node and the user's line."""
         return Reason(text, self.node.name, source_line(self.node))
@@ -313,6 +332,12 @@ class RuleContext:
     def role(self, term: Term, kind: str) -> None:
         """How a dimension is used: the source of its kind."""
         self.inference.roles.append((term, kind))
+
+    def paired(
+        self, summed: Term, left: Sequence[Term], right: Sequence[Term], batch: Sequence[Term]
+    ) -> None:
+        """Two activations meet in a contraction: attention, or one weighs the other."""
+        self.inference.pairings.append(Pairing(summed, tuple(left), tuple(right), tuple(batch)))
 
     def at_least(self, term: Term, size: int) -> None:
         """Keep at least this many entries."""

@@ -35,16 +35,15 @@ def contract_matrices(c: RuleContext, a: fx.Node, b: fx.Node, bias: Any = None) 
     live = [x for x in (a, b) if c.is_activation(x)]
     weight = None if len(live) != 1 else (b if live[0] is a else a)
     c.contract(k_left, operands, out, weight)
-    if len(live) == 2:
-        for term in batch:
-            c.role(term, "head")
-        c.role(k_left, "head-dim")
-        if right:
-            c.role(t[-1], "head-dim")
-    elif weight is b and right:
+    if not c.is_weight(a) and not c.is_weight(b):
+        c.paired(k_left, [s[-2]] if left else [], [t[-1]] if right else [], batch)
+    elif c.is_weight(b) and right:
         c.role(t[-1], "hidden")
-    elif weight is a and left:
+    elif c.is_weight(a) and left:
         c.role(s[-2], "hidden")
+    if len(live) == 1:
+        for term in (s if weight is a else t)[:-2]:
+            c.role(term, "group")
     if bias is not None and c.terms(bias):
         bias_terms = c.terms(bias)
         for own, term in zip(reversed(bias_terms), reversed(out), strict=False):
@@ -191,26 +190,39 @@ def einsum(c: RuleContext, equation: str, tensors: Any) -> Terms:
                 terms[letter] = term
             places.setdefault(letter, []).append((x, axis))
     out = [terms[letter] for letter in right]
-    live = [x for x in tensors if c.is_activation(x)]
     weights = [x for x in tensors if not c.is_activation(x)]
     weight = weights[0] if len(weights) == 1 and len(tensors) == 2 else None
     summed = [letter for letter in terms if letter not in right]
     for k, letter in enumerate(summed):
         others = [terms[x] for x in summed[k + 1 :]]
         c.contract(terms[letter], places[letter], [*out, *others], weight, counted=k == 0)
-    _einsum_roles(c, terms, places, right, len(live) > 1)
+    _einsum_roles(c, terms, places, right)
     return out
 
 
 def _einsum_roles(
-    c: RuleContext, terms: dict[str, Term], places: dict[str, Any], right: str, attention: bool
+    c: RuleContext, terms: dict[str, Term], places: dict[str, Any], right: str
 ) -> None:
+    """A letter of weights alone is the width of a layer; one that weights and activations keep
+    numbers those layers."""
+    held = {letter: [x for x, _ in found] for letter, found in places.items()}
+    live = list(dict.fromkeys(x for found in held.values() for x in found if not c.is_weight(x)))
     for letter, term in terms.items():
-        if attention:
-            shared = len(places[letter]) > 1
-            c.role(term, "head" if shared and letter in right else "head-dim")
-        elif letter in right and len(places[letter]) == 1:
-            c.role(term, "hidden")
+        used = [x for x in held[letter] if c.is_weight(x)]
+        if letter in right and used:
+            c.role(term, "hidden" if len(used) == len(held[letter]) else "group")
+    if len(live) != 2:
+        return
+    a, b = live
+    both = [x for x, found in held.items() if a in found and b in found]
+    sums = [x for x in both if x not in right and len(held[x]) == 2]
+    kept = [terms[x] for x in both if x not in sums]
+    alone = [[terms[x] for x, f in held.items() if y in f and x not in both] for y in live]
+    for letter in sums:
+        c.paired(terms[letter], alone[0], alone[1], kept)
+    for letter in both if not sums else ():
+        if letter not in right:  # the results of layers, weighed
+            c.role(terms[letter], "expert")
 
 
 def _expand_ellipsis(

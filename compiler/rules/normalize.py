@@ -86,6 +86,7 @@ def softmax(c: RuleContext, x: Any, dim: int) -> Terms:
     terms = c.terms(x)
     if terms:
         c.statistic(terms[dim], "softmax over it")
+        c.role(terms[dim], "share")
     return terms
 
 
