@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .artifact.emission import Step
 from .artifact.file_checks import int8_check, moved, onnx_check
 from .artifact.place import OutputPlace
-from .artifact.samples import sample_calls, sample_inputs, save_samples
+from .artifact.samples import sample_calls
 from .artifact.save import save_artifact, weight_bytes
 from .capture.batch import batch_size, resize_batch
 from .capture.batches import forward_arguments
@@ -264,7 +264,6 @@ class Result:
                     "or processor of transformers, or leave it out."
                 )
         steps: list[Step] = [("the sizes on disk", self._sizes_on_disk)]
-        steps.append(("the samples", self._samples))
         if onnx:
             steps.append(("model.onnx", self._onnx_file))
         if int8 is not None:
@@ -282,9 +281,6 @@ class Result:
 
     def _sizes_on_disk(self, place: pathlib.Path) -> None:
         self.report.disk = (self.report.before.bytes, weight_bytes(place))
-
-    def _samples(self, place: pathlib.Path) -> None:
-        save_samples(sample_inputs(self._state.graph.program, self._state.samples), place)
 
     def _onnx_file(self, place: pathlib.Path) -> None:
         path = place / "model.onnx"

@@ -251,3 +251,58 @@ def test_an_artifact_is_tried_by_what_is_on_disk(own_copy: pathlib.Path) -> None
     (own_copy / "graph.json").unlink()
     with pytest.raises(ArtifactError, match=r"does not load in a fresh process: .*graph\.json"):
         try_in_fresh_process(own_copy)
+
+
+# What is read well and does not fit.
+
+
+def test_a_model_that_does_not_run_is_an_error_of_load_not_of_the_first_call(
+    llama_copy: pathlib.Path,
+) -> None:
+    edit(llama_copy, "config.json", lambda config: config.update(return_dict=False))
+    with pytest.raises(ArtifactError, match="does not run on the inputs it was compiled with"):
+        compiler.load(llama_copy)
+    assert isinstance(compiler.load(llama_copy, try_run=False), nn.Module)
+
+
+def test_the_trial_run_leaves_the_model_and_random_numbers_as_they_are(
+    llama_copy: pathlib.Path,
+) -> None:
+    before = torch.random.get_rng_state()
+    loaded, plain = compiler.load(llama_copy), compiler.load(llama_copy, try_run=False)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    for (name, a), (other, b) in zip(
+        loaded.state_dict().items(), plain.state_dict().items(), strict=True
+    ):
+        assert name == other
+        assert torch.equal(a, b)
+    assert [*vars(loaded)] == [*vars(plain)]
+
+
+def test_the_inputs_of_the_trial_are_those_of_the_compile(llama_copy: pathlib.Path) -> None:
+    """A forged example, a forged sample, and no sample: drawn like the example."""
+    (llama_copy / "samples.safetensors").unlink()
+    sums = json.loads((llama_copy / "prunec.json").read_text())["checksums"]
+    del sums["samples.safetensors"]
+    edit_manifest(llama_copy, checksums=sums)
+    compiler.load(llama_copy)
+    example = json.loads((llama_copy / "prunec.json").read_text())["example"]
+    next(entry for entry in example if isinstance(entry, dict))["range"] = [0.0, 1e6]
+    edit_manifest(llama_copy, example=example)
+    with pytest.raises(ArtifactError, match="does not run on the inputs"):
+        compiler.load(llama_copy)
+
+
+def test_a_call_that_its_own_forward_would_refuse_is_none(
+    own_copy: pathlib.Path, llama_copy: pathlib.Path
+) -> None:
+    def keyword_only(graph: dict[str, Any]) -> None:
+        graph["call"]["parameters"][0][1] = True  # it is called by position
+
+    def another_keyword(graph: dict[str, Any]) -> None:
+        graph["call"]["in"]["tuple"][1]["dict"][0][0] = "canary"
+
+    for place, change in ((own_copy, keyword_only), (llama_copy, another_keyword)):
+        edit(place, "graph.json", change)
+        with pytest.raises(ArtifactError, match="arguments that do not agree|by position"):
+            compiler.load(place, graph=True)

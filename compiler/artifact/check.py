@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from ..capture.batch import Arguments
 from ..capture.capture import capture
-from ..emit.row_values import DTYPES
 from ..errors import ArtifactError, PlanError
 from ..plan import Plan
 from ..rewrite.dead import find_dead
@@ -22,16 +20,15 @@ from ..verify.check import TOLERANCE, Check
 from ..verify.difference import difference, relative_error
 from ..verify.judge import blindness
 from ..verify.prove import proof_inputs, prove
+from .example import stored_calls
 from .file_checks import INT8, flat_outputs, int8_check, moved, onnx_check
 from .files import CONSTANTS, MANIFEST, PLAN, WEIGHTS, checksum, parse_json, read_bytes
 from .load import load, load_graph
-from .manifest import example_value, files_of, is_tensor, read_manifest
+from .manifest import files_of, read_manifest
 from .place import settled
-from .samples import SAMPLES, load_samples
 from .tensor_store import load_tensors
 
-ONNX_FILES = ("model.onnx", "model.int8.onnx")
-BESIDE = (*ONNX_FILES, SAMPLES)  # what is read besides what `load` reads
+ONNX_FILES = ("model.onnx", "model.int8.onnx")  # what is read besides what `load` reads
 
 
 def check_artifact(directory: pathlib.Path) -> list[Check]:
@@ -44,7 +41,7 @@ def check_artifact(directory: pathlib.Path) -> list[Check]:
     sums = _check_sums(directory, manifest)
     checks = [Check("checksums", 0.0, "sha256", sums)]
     graph = load_graph(files_of(directory, manifest), manifest, "cpu")
-    calls = _samples(directory, graph, manifest)
+    calls = stored_calls(files_of(directory, manifest), manifest)
     sensitivity = moved(graph, calls)
     if manifest["backend"] == "module":
         if manifest["builds"]:
@@ -85,15 +82,6 @@ def _module_check(
         sensitivity=sensitivity,
         unproven=blindness(sensitivity, blind or (), calls),
     )
-
-
-def _samples(directory: pathlib.Path, graph: Any, manifest: dict[str, Any]) -> list[Arguments]:
-    """What compile compared on; without it, inputs drawn like the example."""
-    if SAMPLES not in manifest["beside"]:
-        return [_example(graph, manifest)]
-    example, _ = pytree.tree_flatten(_example(graph, manifest))
-    flats = load_samples(directory / SAMPLES, example)
-    return [pytree.tree_unflatten(flat, graph._in_spec) for flat in flats]
 
 
 def _stated(directory: pathlib.Path, name: str) -> float | None:
@@ -153,37 +141,9 @@ def _check_sums(directory: pathlib.Path, manifest: dict[str, Any]) -> int:
     files = files_of(directory, manifest)
     for name in files.sums:
         files.path(name)
-    for name in BESIDE:
+    for name in ONNX_FILES:
         if name in manifest["beside"] and checksum(directory / name) != manifest["beside"][name]:
             raise ArtifactError(
                 f"{directory / name} was altered: its checksum does not match {MANIFEST}."
             )
-    return len(files.sums) + sum(name in manifest["beside"] for name in BESIDE)
-
-
-def example_call(directory: pathlib.Path) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments like the ones the model was captured with, drawn from the manifest."""
-    manifest = read_manifest(directory)
-    return _example(load_graph(files_of(directory, manifest), manifest, "cpu"), manifest)
-
-
-def _example(graph: Any, manifest: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    generator = torch.Generator().manual_seed(3)
-
-    def draw(entry: Any) -> Any:
-        if not is_tensor(entry):
-            return example_value(entry)
-        dtype = DTYPES[entry["dtype"]]
-        low, high = entry["range"]
-        if dtype.is_floating_point:
-            values = torch.rand(entry["shape"], generator=generator) * (high - low) + low
-            return values.to(dtype)
-        return torch.randint(int(low), int(high) + 1, entry["shape"], generator=generator).to(dtype)
-
-    entries = manifest["example"]
-    if len(entries) != graph._in_spec.num_leaves:
-        raise ArtifactError(
-            f"prunec.json describes {len(entries)} inputs and the graph takes"
-            f" {graph._in_spec.num_leaves}: the artifact is damaged, write it again."
-        )
-    return pytree.tree_unflatten([draw(entry) for entry in entries], graph._in_spec)
+    return len(files.sums) + sum(name in manifest["beside"] for name in ONNX_FILES)

@@ -16,7 +16,8 @@ from ..errors import ArtifactError
 MANIFEST = "prunec.json"
 GRAPH, PLAN, CONFIG, GENERATION = "graph.json", "plan.json", "config.json", "generation_config.json"
 WEIGHTS, CONSTANTS, REST = "weights.safetensors", "constants.safetensors", "rest.safetensors"
-READ = (GRAPH, WEIGHTS, CONSTANTS, REST, PLAN, CONFIG, GENERATION)  # all that `load` reads
+SAMPLES = "samples.safetensors"
+READ = (GRAPH, WEIGHTS, CONSTANTS, REST, PLAN, CONFIG, GENERATION, SAMPLES)  # all that `load` reads
 NEEDED = (GRAPH, WEIGHTS, CONSTANTS, REST, PLAN)
 TEXT_LIMIT = 512 << 20  # bytes of a JSON file: the plan of a large model lists its indices
 _SUM = re.compile(r"[0-9a-f]{64}")

@@ -13,12 +13,14 @@ from ..emit.replay import replay, tensors_by_name
 from ..errors import ArtifactError
 from ..option_types import checked
 from ..plan import Plan
+from .example import stored_calls
 from .files import CONFIG, CONSTANTS, GENERATION, PLAN, REST, WEIGHTS, Files
 from .graph_store import load_graph_module
 from .manifest import files_of, read_manifest
 from .model_class import build_model
 from .place import settled
 from .tensor_store import load_tensors, tensor_shapes
+from .trial_run import run_once
 
 GROWTH = 4096  # elements of the original's tensors for each one that is stored
 FLOOR = 2**28
@@ -32,13 +34,15 @@ def load(
     device: str | torch.device | None = "cpu",
     graph: bool = False,
     namespaces: tuple[str, ...] = (),
+    try_run: bool = True,
 ) -> nn.Module:
     """The compressed model of an artifact, in eval mode.
 
     A transformers class is made from the stored configuration; any other class is handed in as
     `model`, fresh and of the original shapes (it is not changed). Otherwise, where the module back
     end did not hold, or with `graph=True`, the graph is loaded. `namespaces`: operator libraries
-    beyond torch's own that the graph may call, whose extension is imported.
+    beyond torch's own that the graph may call, whose extension is imported. `try_run`: run it once
+    on an input that was kept, or drawn like those, since files may be read well and not fit.
 
     An artifact is data: nothing of it is executed or imported, nothing outside its directory is
     opened. Raises ArtifactError or PlanError.
@@ -47,8 +51,12 @@ def load(
     manifest = read_manifest(place)
     files = files_of(place, manifest)
     if not graph and manifest["backend"] == "module" and (model is not None or manifest["builds"]):
-        return _load_module(files, manifest, model, device)
-    return load_graph(files, manifest, device, namespaces)
+        loaded = _load_module(files, manifest, model, device)
+    else:
+        loaded = load_graph(files, manifest, device, namespaces)
+    if try_run:
+        run_once(loaded, stored_calls(files, manifest)[0])
+    return loaded
 
 
 def load_graph(

@@ -17,9 +17,9 @@ from ..capture.batch import Arguments
 from ..errors import ArtifactError
 from ..ir.program import Program
 from ..verify.sizes import few_rows
+from .files import SAMPLES
 from .tensor_store import load_tensors, save_tensors
 
-SAMPLES = "samples.safetensors"
 BATCHES, ROWS = 2, 4  # of calibration data
 LIMIT = 64 << 20  # bytes: an example alone that is larger is not kept
 
@@ -47,14 +47,15 @@ def sample_calls(program: Program, calibration: Sequence[Sequence[Any]]) -> list
 
 
 def save_samples(flats: Sequence[Sequence[Any]], place: pathlib.Path) -> None:
-    """Write the tensors of flat inputs, by the number of the sample and of the input."""
+    """Write the tensors of flat inputs, by the number of the sample and of the input, if any."""
     tensors = {
         f"{i}.{j}": x.detach().clone()
         for i, flat in enumerate(flats)
         for j, x in enumerate(flat)
         if isinstance(x, Tensor)
     }
-    save_tensors(tensors, place / SAMPLES)
+    if tensors:
+        save_tensors(tensors, place / SAMPLES)
 
 
 def load_samples(path: pathlib.Path, example: Sequence[Any]) -> list[list[Any]]:

@@ -23,13 +23,13 @@ from ..cause import cause
 from ..emit.thin_modules import Thinning
 from ..errors import ArtifactError
 from .emission import Step, run_steps
-from .files import CONFIG, MANIFEST, PLAN, READ, REST, checksum
+from .files import CONFIG, MANIFEST, PLAN, READ, REST, SAMPLES, checksum
 from .graph_store import store_graph
 from .manifest import FORMAT, described
 from .model_class import save_config, transformers_class
 from .place import OutputPlace
 from .rescue import moved, rescued, told
-from .samples import SAMPLES
+from .samples import sample_inputs, save_samples
 from .settle import settle
 from .tensor_store import save_tensors
 
@@ -103,8 +103,7 @@ def _complete(report: Report, place: pathlib.Path, manifest: dict[str, Any]) -> 
     """The report as it is by now, and the manifest of what there is."""
     (place / MANIFEST).unlink(missing_ok=True)
     (place / "report.json").write_text(json.dumps(report.to_json(), indent=1))
-    beside = (*place.glob("*.onnx*"), *place.glob(SAMPLES))
-    manifest["beside"] = {path.name: checksum(path) for path in sorted(beside)}
+    manifest["beside"] = {path.name: checksum(path) for path in sorted(place.glob("*.onnx*"))}
     files = (path for path in place.rglob("*") if path.is_file())
     manifest["files"] = sorted(path.relative_to(place).as_posix() for path in files)
     (place / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False))
@@ -123,6 +122,7 @@ def _write(
     save_tensors(rest, place / REST)
     (place / PLAN).write_text(state.plan.to_json())
     save_config(state.graph.source, place)
+    save_samples(sample_inputs(state.graph.program, state.samples), place)
     manifest = _manifest(state, place)
     if try_load:
         settle(state, place, manifest, report.notes)

@@ -6,7 +6,7 @@ import pathlib
 
 from torch import nn
 
-from ..artifact.check import example_call
+from ..artifact.example import example_call
 from ..artifact.load import load
 from ..artifact.manifest import read_manifest
 from ..errors import ArtifactError, PlanError

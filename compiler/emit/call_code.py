@@ -131,7 +131,7 @@ def call_of(data: Any, foreign: list[Any] | None = None) -> CallCodeGen:
         p.keyword_only for p in parameters
     ):
         raise refused("arguments that do not agree with each other")
-    _check_nesting(in_spec, names, parameters)
+    _check_call(in_spec, names, parameters)
     spec = None if data["spec"] is None else CallSpec.from_json(data["spec"])
     if spec is not None and len(spec.inputs) != in_spec.num_leaves:
         raise refused("arguments that do not agree with each other")
@@ -143,18 +143,16 @@ def _is_name(text: str) -> bool:
     return text.isidentifier() and not keyword.iskeyword(text) and "__" not in text[:2]
 
 
-def _check_nesting(
+def _check_call(
     in_spec: pytree.TreeSpec, names: list[str], parameters: Sequence[Parameter]
 ) -> None:
-    """The arguments of the call are (positional, by keyword), as many as there are names."""
+    """The arguments of the call are (positional, by keyword), and forward takes them so."""
     parts = in_spec.children() if in_spec.type is tuple else []
     if [part.type for part in parts] != [tuple, dict]:
         raise refused("a call that is not (positional, by keyword)")
     positional, keywords = parts[0].num_children, list(parts[1].context)
-    if len(names) != positional + len(keywords):
+    if names[positional:] != keywords:
         raise refused("arguments that do not agree with each other")
-    if not all(isinstance(k, str) and _is_name(k) for k in keywords):
-        raise refused("a keyword that is no name")
     first = parameters[:positional]
     if [p.name for p in first] != names[:positional] or any(p.keyword_only for p in first):
         raise refused("a positional argument that forward does not take by position")
