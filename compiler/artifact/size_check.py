@@ -79,6 +79,7 @@ class _Run:
         self, module: fx.GraphModule, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         self._check_literals(node)
+        _check_lists(node.target, args)
         leaves: list[Any] = []
         map_aggregate((args, kwargs), lambda x: leaves.append(x) or x)  # type: ignore[arg-type,func-returns-value]
         if node.target in _POWERS and not _small_power(args):
@@ -158,6 +159,17 @@ def _on_meta(target: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     if not takes and any(argument.name == "device" for argument in schema.arguments):
         return {**kwargs, "device": torch.device("meta")}
     return kwargs
+
+
+def _check_lists(target: Any, args: tuple[Any, ...]) -> None:
+    """What an op takes as a list of tensors holds nothing else; `index` has no run on meta that
+    would tell."""
+    schema = getattr(target, "_schema", None)
+    for argument, given in zip(schema.arguments if schema is not None else (), args, strict=False):
+        if isinstance(given, (list, tuple)) and "Tensor" in str(argument.type):
+            for x in given:
+                if x is not None and x is not UNKNOWN and not isinstance(x, Tensor):
+                    raise refused(f"a {type(x).__name__} among the tensors of {target}")
 
 
 def _small_power(args: tuple[Any, ...]) -> bool:

@@ -217,6 +217,20 @@ def test_what_is_passed_by_position_is_taken_by_position(attacks: Range) -> None
     attacks.expect(Attack("keyword only", forged, REFUSED, "graph", "load graph"))
 
 
+def test_a_call_has_no_keyword_that_forward_lacks(attacks: Range) -> None:
+    forged = graph(lambda d: d["call"]["in"]["tuple"][1]["dict"][0].__setitem__(0, "evil"))
+    attacks.expect(Attack("another keyword", forged, REFUSED, "llama", "load graph"))
+
+
+@pytest.mark.parametrize("member", ["x", 7])
+def test_a_list_of_tensors_holds_nothing_else(attacks: Range, member: Any) -> None:
+    def change(document: dict[str, Any]) -> None:
+        row = next(r for r in calls(document) if r[1] == "aten.index.Tensor")
+        row[2][1][-1] = member
+
+    attacks.expect(Attack(f"{member}", graph(change), REFUSED, "llama", "load graph"))
+
+
 @pytest.mark.parametrize("entry", ["verify", "bench", "compile"])
 def test_the_commands_refuse_forged_graphs_too(attacks: Range, entry: str) -> None:
     chosen = [attack for topic in TOPICS.values() for attack in topic[::3]]
