@@ -304,5 +304,5 @@ def test_a_call_that_its_own_forward_would_refuse_is_none(
 
     for place, change in ((own_copy, keyword_only), (llama_copy, another_keyword)):
         edit(place, "graph.json", change)
-        with pytest.raises(ArtifactError, match="arguments that do not agree|by position"):
+        with pytest.raises(ArtifactError, match=r"arguments that do not agree|by position"):
             compiler.load(place, graph=True)

@@ -156,8 +156,6 @@ def _check_call(
     first = parameters[:positional]
     if [p.name for p in first] != names[:positional] or any(p.keyword_only for p in first):
         raise refused("a positional argument that forward does not take by position")
-    if sorted(keywords) != sorted(names[positional:]):
-        raise refused("a keyword that forward does not take")
     defaults = [p.default is not inspect.Parameter.empty for p in parameters if not p.keyword_only]
     if defaults != sorted(defaults):
         raise refused("an argument without a default after one with")
