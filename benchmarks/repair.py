@@ -48,13 +48,14 @@ class Once(Pass):
     score: Any
 
     name: ClassVar[str] = "once"
-    provides: ClassVar[tuple[str, ...]] = ("scores",)
+    provides: ClassVar[tuple[str, ...]] = ("scores", "errors")
 
     def run(self, state: Any) -> PassResult:
         if not hasattr(self, "_known"):
             self.score.run(state)
             self._known = state.scores, state.errors
-        state.scores, state.errors = self._known
+        state.scores, errors = self._known
+        state.errors = errors or {}
         return PassResult(False, self.score.name)
 
 
