@@ -18,6 +18,7 @@ from .infer import infer, infer_side
 from .rule import Inference, Terms
 from .shuffles import Shuffle, freedom, frozen_shuffles, with_selections
 from .tables import with_reads
+from .text import program_text
 
 if TYPE_CHECKING:
     import networkx
@@ -126,6 +127,11 @@ class Graph:
         `members`: list all tensor axes of a dimension, not the first two.
         """
         return explain_table(self.program, self.inference, self.dimensions, members)
+
+    def text(self) -> str:
+        """The graph, node by node, with the terms of every axis: stable for a given model."""
+        names = {d.var: name for name, d in self.dimensions.items() if d.var is not None}
+        return program_text(self.program, self.inference.tensors, self.inference.terms, names)
 
     def __repr__(self) -> str:
         nodes = len(self.program.graph.nodes)
