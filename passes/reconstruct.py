@@ -106,15 +106,14 @@ class Reconstruct(Pass):
         summary = f"{len(changed)} of {len(layers)} layers repaired{errors}"
         if repair.biases_added:
             summary += f"; {len(repair.biases_added)} biases added"
-        low = {n: o for n, o in layers.items() if o.low}
-        if low:
-            name, least = next(iter(low.items()))  # those behind it follow from it
+        poor = repair.poor
+        if poor is not None:
             state.notes.append(
-                f"calibration data of rank {least.rank:.0f} of {least.inputs} at {name}: it and"
-                f" the layers behind, {len(low)} of {len(layers)}, were left as they were cut: give"
-                " more varied data, or ridge= to repair them for such data only"
+                f"calibration data of rank {poor.rank:.0f} of {poor.possible} at {poor.layer}, by"
+                " which they enter: layers were left as they were cut; give more varied data, or"
+                " ridge= to repair them for such data only"
             )
-            summary += f"; data of low rank at {len(low)}"
+            summary += "; data of low rank"
         if repair.undone:
             state.notes.append(
                 "the least-squares repair was undone: the outputs did not come closer to the"

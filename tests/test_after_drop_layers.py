@@ -193,7 +193,7 @@ def test_repair_and_distillation_after_it() -> None:
         passes.MagnitudeScore(),
         passes.PruneChannels(0.25, include="hidden"),
         SparseToDense(),
-        passes.Reconstruct(ridge=1e-6, progress=False),
+        passes.Reconstruct(progress=False),
     ]
     result = PassManager(steps).run(graph, data)
     before, after = result.report.passes[-1].details["output error"]

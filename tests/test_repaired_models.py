@@ -47,7 +47,7 @@ def test_back_ends_files_and_onnx_agree_after_repair(
 
 def test_biases_are_added_only_where_asked() -> None:
     tokens = [{"input_ids": torch.randint(0, 99, (8, 7))} for _ in range(12)]
-    options = {"reconstruct": {"add_bias": False, "ridge": 1e-6}}
+    options = {"reconstruct": {"add_bias": False}}
     result = compress_tokens(tiny_llama(), calibration=tokens, options=options)
     assert not any(name.endswith("bias") for name, _ in result.model.named_parameters())
     layers = next(p for p in result.report.passes if p.name == "reconstruct").details["layers"]

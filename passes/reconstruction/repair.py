@@ -16,10 +16,10 @@ from ..calibration.outputs import output_errors
 from ..calibration.progress import shown
 from ..calibration.reduction import EXACT, MOMENTS, REDUCED, Groups, Reduction
 from .bias import BiasPlace, add_bias, find_place
-from .directions import directions
+from .entrance import directions
 from .held_out import PART, held_out
 from .least_squares import best_shift, solve
-from .ridge import choose
+from .ridge import LOW_RANK, choose, effective_rank
 from .targets import Comparison, Sampling
 from .wide import Seen, Telling
 
@@ -36,8 +36,7 @@ _ATTEMPTS = 16
 class Outcome:
     """What became of one layer: `kind` is "least squares", "bias", "exact" (nothing to repair) or
     "kept"; the errors are sums of squares over the rows that were read. `rank`: the directions in
-    which its `inputs` move on these data, too few of them with `low`; `growth`: of its weight's
-    norm."""
+    which its `inputs` move on these data; `growth`: of its weight's norm."""
 
     kind: str
     rows: int = 0
@@ -48,7 +47,6 @@ class Outcome:
     rank: float | None = None
     inputs: int = 0
     growth: float = 1.0
-    low: bool = False
 
     @property
     def changed(self) -> bool:
@@ -56,6 +54,16 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         return {k: v for k, v in dataclasses.asdict(self).items() if v not in ("", 0, 0.0, None)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Poor:
+    """Data that say too little: where they enter, at `layer`, they move in `rank` directions of the
+    `possible` ones."""
+
+    layer: str
+    rank: float
+    possible: int
 
 
 @dataclasses.dataclass
@@ -86,6 +94,8 @@ class Repair:
         self.comparison = Comparison(state, batches, self.consumers)
         self.outcomes: dict[str, Outcome] = {}
         self.biases_added: list[str] = []
+        self.layers = frozenset(contractions)
+        self.poor: Poor | None = None
         self.undone = False
         self.held_out: list[float | None] = [None, None]
         self._before: dict[str, Tensor] = {}
@@ -131,6 +141,7 @@ class Repair:
         bias = place if isinstance(place, BiasPlace) else None
         constant = bias.tensor if bias is not None and bias.behind else None
         rows, differs = self.comparison.off(consumer, constant)
+        self._enter(consumer, constant, rows, bias is not None)
         if not differs:
             return Outcome("exact", rows)
         first: Outcome | None = None
@@ -148,6 +159,19 @@ class Repair:
                 self.comparison.restart()
         assert first is not None
         return first
+
+    def _enter(self, consumer: Consumer, constant: str | None, rows: int, centred: bool) -> None:
+        """Judge the data by a layer that they enter by, whether there is anything to repair."""
+        if self.options.ridge is not None or consumer.taps > 1:
+            return
+        value = consumer.input_of(consumer.nodes[0])
+        width = columns(self.tensors[consumer.weight], consumer)[0]
+        possible = directions(value, width, self.layers, self.tensors)
+        if possible is not None:
+            moments = self._read(consumer, constant, rows, centred).both
+            rank = effective_rank(moments, centred)
+            if rank < LOW_RANK * possible:
+                self.poor = self.poor or Poor(consumer.weight, rank, possible)
 
     def _read(
         self, consumer: Consumer, constant: str | None, rows: int, centred: bool
@@ -195,10 +219,11 @@ class Repair:
             return Outcome("kept", rows.both.count, note="its rows hold values that are not finite")
         inner = rows.fit.x.shape[-1]
         centred = bias is not None
-        if self.options.ridge is None and any(o.low for o in self.outcomes.values()):
+        if self.poor is not None:
             # activations raise the rank of few directions, and what they tell is no more
-            error, why = rows.both.error(), "behind a layer whose data are of low rank"
-            return Outcome("kept", rows.both.count, error, error, None, why, inputs=inner, low=True)
+            error, why = rows.both.error(), f"the data are of low rank at {self.poor.layer}"
+            rank = effective_rank(rows.both, centred)
+            return Outcome("kept", rows.both.count, error, error, None, why, rank, inner)
         if self.options.ridge is None and rows.apart.count == 0:
             error, why = rows.both.error(), f"{rows.distinct} distinct rows, none to keep apart"
             return Outcome("kept", rows.both.count, error, error, None, why, inputs=inner)
@@ -210,15 +235,8 @@ class Repair:
             elif rows.distinct < inner:
                 ridge, why = None, f"{rows.distinct} distinct rows for {inner} inputs"
             elif ridge is None:
-                given = directions(consumer.nodes[0], self.tensors)
-                choice = choose(rows.fit, rows.apart, centred, consumer.taps == 1, given)
+                choice = choose(rows.fit, rows.apart, centred)
                 ridge, rank = choice.ridge, choice.rank
-                if choice.low:
-                    error = rows.both.error()
-                    why = f"data of rank {rank:.0f} of {inner}: left as it was cut"
-                    return Outcome(
-                        "kept", rows.both.count, error, error, None, why, rank, inner, low=True
-                    )
                 if ridge is None:
                     why = "on rows kept apart a bias alone does better"
             if ridge is not None:

@@ -27,11 +27,11 @@ ELSEWHERE = 1.0
 most this many times the error that the cut made on the calibration data."""
 GROWTH = 2.0
 """The norm of a layer's weight may become at most this many times what it was."""
-LOW_RANK = 0.875
-"""Of a layer's directions: data that move in fewer, as texts of one template do, tie what was cut
-to what is left by chance, and a layer fitted to them is worse on other data than one left alone.
-It is taken of the directions that the layer before can give, which may be fewer than its inputs.
-Not asked of convolutions over several taps, where neighbours repeat each other on any data."""
+LOW_RANK = 0.5
+"""Of the directions in which data can move where they enter a model: data that move in fewer, as
+texts of one template do, tie what was cut to what is left by chance, and layers fitted to them are
+worse on other data than ones left alone. Not asked of what enters by convolutions over several
+taps, where neighbours repeat each other on any data."""
 RANK_RIDGE = 1e-3
 """Directions with less than this share of the mean variance hardly count into the rank."""
 STILL = 1e-7
@@ -41,27 +41,20 @@ STILL = 1e-7
 @dataclasses.dataclass(frozen=True)
 class Choice:
     """`ridge` to solve with, None where no change of the weights helps on rows kept apart. `rank`:
-    the directions in which the inputs move (see `effective_rank`); `low`: too few."""
+    the directions in which the inputs move (see `effective_rank`)."""
 
     ridge: float | None
     rank: float
-    low: bool = False
 
 
-def choose(
-    fit: Moments, held_out: Moments, centred: bool, narrow: bool = True, given: int | None = None
-) -> Choice:
+def choose(fit: Moments, held_out: Moments, centred: bool) -> Choice:
     """Of `RIDGES` the largest within `TOLERANCE` of the best on rows that the change was not made
     from, which does no more harm than `ELSEWHERE` elsewhere. None where every one does
-    worse there than the bias alone, and, with `narrow` (the inputs are no neighbours), on data of
-    low rank: of `given` directions at most, where what the inputs are made from gives no more."""
+    worse there than the bias alone."""
     rank = effective_rank(fit, centred)
     bias = best_shift(fit, None) if centred else None
     base, made = held_out.error(None, bias), fit.error(None, bias)
     tried: list[tuple[float, float, float]] = []
-    inner = fit.x.shape[-1]
-    if narrow and rank < LOW_RANK * min(inner, given or inner):
-        return Choice(None, rank, low=True)
     for ridge in RIDGES:
         change = solve(fit, ridge, centred)
         if change is None:
