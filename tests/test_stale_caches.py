@@ -232,3 +232,26 @@ def test_the_report_states_the_range_of_every_size_that_may_vary():
     report = compiler.compile(Branches().eval(), call, target=target, measure=False).report
     axis = {"input": "x", "axis": 0, "low": None, "high": 4, "step": 1}
     assert report.to_json()["sizes"] == {"axes": [axis], "within": ["axis 0 of 'x': at most 4"]}
+
+
+def test_a_table_of_positions_with_room_stays_a_tensor_and_the_class_is_kept():
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.e, self.a, self.b = nn.Embedding(10, 8), nn.Linear(8, 24), nn.Linear(24, 6)
+            self.make(64)
+
+        def make(self, longest):
+            angles = torch.arange(longest)[:, None] * torch.arange(1, 9)
+            self.register_buffer("table", angles.float().sin(), persistent=False)
+
+        def forward(self, ids):
+            if ids.shape[1] > self.table.shape[0]:
+                self.make(ids.shape[1])
+            return self.b(torch.relu(self.a(self.e(ids) + self.table[: ids.shape[1]])))
+
+    model, ids = Tokens().eval(), torch.randint(0, 10, (3, 7))
+    result = compiler.compile(model, (ids,), target=compiler.Target(params=0.6), measure=False)
+    assert type(result.model) is Tokens
+    assert "table" in result.plan.slices()
+    assert "64" in str(result.report.to_json()["sizes"])

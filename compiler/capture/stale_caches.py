@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from ..errors import CaptureError
 from ..inference.rule import op_name
+from ..ir.call_inputs import TensorInput
 from ..ir.program import Program, is_symbolic
+from ..ir.size_terms import names_in
 from .copies import copy_sharing
 from .examples import copied_call
 from .untouched import copy_on_write, untouched
@@ -34,7 +36,8 @@ def without_stale_caches(
     """The program of the model; where caches fixed or bounded its sizes, that of a copy in which
     they are empty, sharing the model's tensors, should it hold for more sizes. A cache is what
     holds a size of the bounds, may be emptied without changing the outputs, and is then filled by
-    forward again. Raises what `program_for` raises."""
+    forward again; but a table with room for more than the call is the model's own (of positions, up
+    to its longest text), and stays a tensor of it. Raises what `program_for` raises."""
     failure: CaptureError | None = None
     program: Program | None = None
     try:
@@ -48,7 +51,7 @@ def without_stale_caches(
             other = program_for(emptied) if names else None
         except CaptureError:
             other = None
-        if other is not None and (program is None or _freedom(other) > _freedom(program)):
+        if other is not None and (program is None or _holds_for_more(other, program)):
             shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
             other.notes.append(
                 f"captured with {shown} empty, as before a first call: what an earlier call left "
@@ -69,9 +72,9 @@ def _bound_sizes(call: Call, program: Program | None) -> set[int]:
     found: set[int] = set()
     if not program.batched:
         found |= {x.shape[0] for x in leaves if x.dim()}
-    found |= {
-        x.shape[1] for x in leaves if x.dim() == 2 and not x.is_floating_point()
-    } & _fixed(program)
+    found |= {x.shape[1] for x in leaves if x.dim() == 2 and not x.is_floating_point()} & _fixed(
+        program
+    )
     for node in program.graph.nodes:  # a buffer that forward replaces
         if op_name(node.target) == "aten::copy_" and str(node.args[0].target) in program.tensors:
             found |= set(program.tensors[str(node.args[0].target)].shape)
@@ -100,10 +103,34 @@ def _numbers(expression: Any) -> Iterator[int]:
         yield expression
 
 
-def _freedom(program: Program) -> tuple[int, int]:
-    """How much of a call may vary: the number of symbolic axes, less the bounds on them."""
-    free = sum(is_symbolic(size) for size in _sizes(program))
-    return free, -len(program.call.describe() if program.call is not None else ())
+def _holds_for_more(other: Program, program: Program) -> bool:
+    """Whether more of a call may vary, or as much with fewer bounds that the call is at."""
+    free, known = (sum(map(is_symbolic, _sizes(p))) for p in (other, program))
+    if free != known or program.call is None:
+        return free > known
+    bounds, fewer = (len(p.call.describe()) if p.call is not None else 0 for p in (program, other))
+    return fewer < bounds and not _has_room(program)
+
+
+def _has_room(program: Program) -> bool:
+    """Whether sizes beyond those of the example are captured, wherever there is a bound."""
+    assert program.call is not None
+    longer: dict[str, int] = {}
+    for spec, value in zip(program.call.inputs, program.flat_inputs(), strict=True):
+        for size, given in (
+            zip(spec.axes, value.shape, strict=True) if isinstance(spec, TensorInput) else ()
+        ):
+            if size.symbol:
+                longer[size.symbol] = (given - size.offset) // size.factor + 1
+    known = [
+        c for c in program.call.conditions if names_in(c.left) | names_in(c.right) <= longer.keys()
+    ]
+    spans = [
+        (span.high, longer[name]) for name, span in program.call.ranges.items() if name in longer
+    ]
+    return all(high is None or size <= high for high, size in spans) and all(
+        condition.relation in ("<", "<=") and condition.holds(longer) for condition in known
+    )
 
 
 def _candidates(model: nn.Module, sizes: set[int]) -> Iterator[tuple[str, Any, str]]:

@@ -33,7 +33,7 @@ NEIGHBOURS = frozenset(  # ops of which rows see each other and stay as many; ot
 
 
 def fix_orders(graph: fx.Graph, inference: Inference) -> None:
-    """Fix what rows are sorted by where neighbouring rows meet afterwards."""
+    """Fix what rows are sorted by where neighbouring rows meet afterwards; note which have them."""
     orders: dict[fx.Node, Numbers] = {}  # places of rows, in the order of these numbers
     rows: dict[fx.Node, tuple[Numbers, int]] = {}  # rows in that order, and how many there are
     for node in graph.nodes:
@@ -60,6 +60,7 @@ def fix_orders(graph: fx.Graph, inference: Inference) -> None:
             rows[node] = arranged
         elif order is not None:
             orders[node] = orders[order]
+    inference.arranged.update((node, numbers) for node, (numbers, _) in rows.items())
 
 
 def _sorted_by(node: fx.Node, name: str, inference: Inference) -> Numbers | None:

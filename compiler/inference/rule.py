@@ -195,8 +195,8 @@ class Inference:
     (layers) a value comes from, without another in between. `chosen`: matrices that values choose
     from a tensor, for layers to use as weights. `constants`: integer values that do not
     depend on the model's inputs. `numbers`: values that number the entries of a term (a tuple of
-    such, or None, for several results). `tables`: values that stay whole, since each module that
-    reads them selects from them.
+    such, or None, for several results). `arranged`: values whose rows are in the order of such
+    numbers. `tables`: values that stay whole, since each module that reads them selects from them.
     """
 
     terms: dict[fx.Node, Any] = dataclasses.field(default_factory=dict)
@@ -215,6 +215,7 @@ class Inference:
     gathers: dict[fx.Node, Gather] = dataclasses.field(default_factory=dict)
     constants: dict[fx.Node, torch.Tensor] = dataclasses.field(default_factory=dict)
     numbers: dict[fx.Node, Any] = dataclasses.field(default_factory=dict)
+    arranged: dict[fx.Node, Numbers] = dataclasses.field(default_factory=dict)
     tables: dict[fx.Node, Reason] = dataclasses.field(default_factory=dict)
     activations: set[fx.Node] = dataclasses.field(default_factory=set)
     chosen: set[fx.Node] = dataclasses.field(default_factory=set)

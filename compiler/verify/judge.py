@@ -141,7 +141,8 @@ def values_at(run: ProgramInterpreter, inputs: Sequence[Any], points: Sequence[s
 
 def ends(graph: Graph, cut: Collection[Var], without: Collection[str] = ()) -> list[str]:
     """The nodes where dimensions end: of what carries some of `cut` they make a float value that
-    carries none, so that it must be what it was. Those nearest to the outputs, in order."""
+    carries none, so that it must be what it was, in rows whose order is no accident of how experts
+    are numbered. Those nearest to the outputs, in order."""
     cut = set(cut)
     terms = graph.inference.terms
 
@@ -160,6 +161,8 @@ def ends(graph: Graph, cut: Collection[Var], without: Collection[str] = ()) -> l
     for node in graph.program.graph.nodes:
         value = node.meta.get("val")
         if node.op != "call_function" or not isinstance(value, Tensor) or node.name in without:
+            continue
+        if node in graph.inference.arranged:
             continue
         if not value.is_floating_point() or not isinstance(terms.get(node), list) or carries(node):
             continue
