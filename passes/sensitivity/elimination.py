@@ -87,11 +87,12 @@ def _cheapest(
     outside = costs.clone()
     outside[candidates] = float("inf")
     bar = float(outside.min()) if len(candidates) < int(alive.sum()) else float("inf")
-    blocks = [s.block(candidates) for s in systems]
+    blocks = [s.block(candidates) for s in systems if bool((s.columns[candidates] >= 0).any())]
     taken: list[int] = []
     paid: list[float] = []
     open_ = torch.ones_like(candidates, dtype=torch.bool)
-    now = costs[candidates]
+    now, parts = costs[candidates], [b.costs() for b in blocks]
+    held = [(b.columns >= 0).any(1).tolist() for b in blocks]
     while len(taken) < count:
         i = int(now.masked_fill(~open_, float("inf")).argmin())
         cost = max(0.0, float(now[i]))
@@ -101,10 +102,16 @@ def _cheapest(
         paid.append(cost)
         open_[i] = False
         if len(taken) < count and bool(open_.any()):
-            for block in blocks:
-                block.remove(i)
-            now = sum((b.costs() for b in blocks), fixed[candidates])
+            for j, block in enumerate(blocks):
+                if held[j][i]:  # a wide layer has many blocks, and an entry columns in one of them
+                    block.remove(i)
+                    parts[j] = block.costs()
+            now = fixed[candidates] + _sum(parts, fixed[candidates])
     return taken, paid
+
+
+def _sum(parts: Sequence[Tensor], like: Tensor) -> Tensor:
+    return torch.stack(list(parts)).sum(0) if parts else torch.zeros_like(like)
 
 
 class _System:
