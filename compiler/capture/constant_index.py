@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..ir.program import fake_value, memory_owners, written
+from ..ir.memory import memory_owners, written
+from ..ir.program import fake_value
 
 COPIES = (
     torch.ops.aten.lift_fresh_copy.default,
@@ -24,7 +25,7 @@ def slice_literal_lists(graph: fx.Graph, tensors: Mapping[str, Tensor]) -> None:
     A slice shares memory where an index copies: what is written to later is left as it is.
     """
     owners = memory_owners(graph)
-    changing = {owners[base] for n in graph.nodes if (base := written(n)) is not None}
+    changing = {owners[base] for n in graph.nodes for base in written(n)}
     for node in graph.find_nodes(op="call_function", target=torch.ops.aten.index.Tensor):
         x, indices = node.args
         given = [axis for axis, i in enumerate(indices) if i is not None]

@@ -14,7 +14,8 @@ import torch
 from torch import fx
 
 from ..inference.rule import SELECTION, bound_arguments
-from ..ir.program import Program, fake_value, memory_owners, written
+from ..ir.memory import memory_owners, written
+from ..ir.program import Program, fake_value
 
 LARGEST = 1 << 16  # positions of a selection
 
@@ -23,7 +24,7 @@ def without_strides(program: Program) -> None:
     """Replace every as_strided that can be told in axes; the others stay as they are."""
     order = {n: i for i, n in enumerate(program.graph.nodes)}
     owners = memory_owners(program.graph)
-    writes = [(n, owners[base]) for n in order if (base := written(n)) is not None]
+    writes = [(n, owners[base]) for n in order for base in written(n)]
     for node in list(order):
         if node.target is not torch.ops.aten.as_strided.default:
             continue

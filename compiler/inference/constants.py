@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from ..ir.program import Program, fake_value, memory_owners, written
+from ..ir.memory import memory_owners, written
+from ..ir.program import Program, fake_value
 
 DETACH = torch.ops.aten.detach_.default
 LARGEST = 1 << 14  # entries: an index into a width, not a table of positions
@@ -19,7 +20,7 @@ def integer_constants(program: Program) -> dict[fx.Node, Tensor]:
     literals; what an op writes to is not constant."""
     owners = memory_owners(program.graph)
     writers = (n for n in program.graph.nodes if n.target is not DETACH)
-    changed = {owners[base] for n in writers if (base := written(n)) is not None}
+    changed = {owners[base] for n in writers for base in written(n)}
     names = {n.target for n in changed if n.op == "get_attr"}
     found: dict[fx.Node, Tensor] = {}
     for node in program.graph.nodes:

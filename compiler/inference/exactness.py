@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..ir.program import Program, fake_value, memory_owners, source_line, written
+from ..ir.memory import memory_owners, written
+from ..ir.program import Program, fake_value, source_line
 from ..ir.terms import Reason, Var, variables
 from .rule import Inference, bound_arguments, op_name
 
@@ -190,11 +191,10 @@ class _Zeros:
         return name in ("index_put", "scatter", "index_add", "scatter_add")
 
     def _write_back(self, node: fx.Node, alive: set[Var]) -> None:
-        """An in-place result lives on in the values it is a view of."""
-        base = written(node)
-        owner = self.owners[base] if base is not None else None
-        for other in self.alive if owner is not None else ():
-            if self.owners[other] is owner:
+        """An in-place result lives on in the values that share the memory it was written to."""
+        owners = {self.owners[base] for base in written(node)}
+        for other in self.alive if owners else ():
+            if self.owners[other] in owners:
                 self.alive[other] |= alive & self._carried(other)
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor, fx, nn
 
 from ..ir.drop import dying
-from ..ir.program import fake_value, memory_owners, written
+from ..ir.memory import memory_owners, written
+from ..ir.program import fake_value
 from .constants import DETACH
 from .graph import Graph
 from .rule import bound_arguments, op_name
@@ -121,14 +122,14 @@ class Residuals:
         if not between <= inside or not self._mixes(gone):
             return None
         for n in inside:
-            base = written(n)
-            if base is None or n.target is DETACH or self.owners[base] in inside:
+            bases = {self.owners[base] for base in written(n)} - inside
+            if not bases or n.target is DETACH:
                 continue
-            if n is not result or self._read_later(self.owners[base], result):
+            if n is not result or any(self._read_later(base, result) for base in bases):
                 return None
         stretch = self.nodes[self.order[source] + 1 : self.order[result]]
-        bases = [base for n in stretch if (base := written(n)) is not None]
-        return None if any(self.owners[b] is self.owners[source] for b in bases) else gone
+        bases = {self.owners[base] for n in stretch for base in written(n)}
+        return None if self.owners[source] in bases else gone
 
     def _read_later(self, owner: fx.Node, result: fx.Node) -> bool:
         """Whether the memory that `result` writes to is read after it, and not through it."""

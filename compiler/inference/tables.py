@@ -12,7 +12,8 @@ from collections import defaultdict
 import torch
 from torch import Tensor, fx, nn
 
-from ..ir.program import Program, fake_value, is_symbolic, module_path, written
+from ..ir.memory import written
+from ..ir.program import Program, fake_value, is_symbolic, module_path
 from ..ir.terms import (
     Concat,
     Fixed,
@@ -105,7 +106,7 @@ def _selectable(inference: Inference, table: fx.Node, reader: fx.Node) -> bool:
     dynamic = [t for t, s in zip(inference.terms[table], sizes, strict=True) if is_symbolic(s)]
     return (
         table.op == "call_function"
-        and written(reader) is not table
+        and table not in written(reader)
         and not any(variables(term) for term in dynamic)
     )
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import PlanError
-from .program import Program, memory_owners, written
+from .memory import memory_owners, written
+from .program import Program
 
 CONSTANT = "prunec_constant_"  # names a constant added behind a node that has no bias to take it
 
@@ -127,4 +128,4 @@ def _needs_copy(graph: fx.Graph, result: fx.Node, source: fx.Node) -> bool:
     pair = {owners[result], owners[source]}
     nodes = list(graph.nodes)
     later = nodes[nodes.index(result) + 1 :]
-    return any((base := written(n)) is not None and owners[base] in pair for n in later)
+    return any(owners[base] in pair for n in later for base in written(n))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -146,30 +145,6 @@ def is_symbolic(size: Any) -> bool:
         return False
     node = getattr(size, "node", None)
     return node is None or node.maybe_as_int() is None
-
-
-def mutates(target: Any) -> bool:
-    """Whether an op writes to an operand (by convention of ATen, to its first)."""
-    schema = getattr(target, "_schema", None)
-    return schema is not None and schema.is_mutable
-
-
-def memory_owners(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
-    """For each node the one whose memory its value may be a view of; a node of its own memory is
-    its own."""
-    owners: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        source = node.args[0] if node.args else None
-        returns = getattr(getattr(node.target, "_schema", None), "returns", ())
-        viewed = node.target is operator.getitem or (returns and returns[0].alias_info is not None)
-        owners[node] = owners[source] if viewed and isinstance(source, fx.Node) else node
-    return owners
-
-
-def written(node: fx.Node) -> fx.Node | None:
-    """The operand an op writes to; None when it writes to none."""
-    first = node.args[0] if node.args else None
-    return first if mutates(node.target) and isinstance(first, fx.Node) else None
 
 
 def source_line(node: fx.Node) -> str:

@@ -17,7 +17,8 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from ..inference.rule import bound_arguments, find_rule, op_name
-from ..ir.program import Program, hint, memory_owners, mutates, shape_of, written
+from ..ir.memory import memory_owners, written
+from ..ir.program import Program, hint, shape_of
 
 VIEWS = frozenset(
     (
@@ -75,10 +76,10 @@ def known_values(
                 if tensor is not None:
                     values[node] = Known(partial(tensor_hook, str(node.target), tensor.detach()))
             elif node.op == "call_function":
-                base = written(node)
-                if base is not None:  # everything that views the same memory changes
+                changed = {owners[base] for base in written(node)}
+                if changed:  # everything that views the same memory changes
                     result = _attempt(node, values)
-                    values = {n: v for n, v in values.items() if owners[n] is not owners[base]}
+                    values = {n: v for n, v in values.items() if owners[n] not in changed}
                     values[node] = result
                 else:
                     values[node] = _attempt(node, values)
@@ -166,12 +167,16 @@ def _fill(x: Any, values: dict[fx.Node, Any], masks: bool) -> Any:
 
 
 def _run(node: fx.Node, values: dict[fx.Node, Any], masks: bool) -> Any:
-    given: Any = map_arg((node.args, node.kwargs), lambda n: _fill(n, values, masks))
+    kept = written(node)  # what is known of those operands, and the model's memory, stay
+
+    def fill(x: fx.Node) -> Any:
+        value = _fill(x, values, masks)
+        return value.clone() if x in kept else value
+
+    given: Any = map_arg((node.args, node.kwargs), fill)
     args, kwargs = given
     if masks and op_name(node.target) in ("aten::to", "aten::_to_copy", "aten::type_as"):
         return args[0]
-    if mutates(node.target):  # what is known of the operand, and the model's memory, stay
-        args = (args[0].clone(), *args[1:])
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate, map_arg
 
-from ..ir.program import Program, memory_owners, output_values
+from ..ir.memory import memory_owners, written
+from ..ir.program import Program, output_values
 
 TensorHook = Callable[[str, Tensor], Tensor]
 NodeHook = Callable[[fx.Node, Any], Any]
@@ -113,20 +114,8 @@ class ProgramInterpreter(fx.Interpreter):
 def written_tensors(graph: fx.Graph) -> set[Any]:
     """The tensors that some op of the graph writes to, by name; observers write to several."""
     owners = memory_owners(graph)
-    found = (owners[base] for n in graph.nodes for base in _written_to(n))
+    found = (owners[base] for n in graph.nodes for base in written(n))
     return {n.target for n in found if n.op == "get_attr"}
-
-
-def _written_to(node: fx.Node) -> Iterator[fx.Node]:
-    """All operands that an op writes to, by its schema."""
-    schema = getattr(node.target, "_schema", None)
-    for place, argument in enumerate(schema.arguments if schema is not None else ()):
-        if argument.alias_info is None or not argument.alias_info.is_write:
-            continue
-        value = node.args[place] if place < len(node.args) else node.kwargs.get(argument.name)
-        for x in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(x, fx.Node):
-                yield x
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from torch.fx.node import map_arg
 
 from ..inference.graph import Graph
 from ..inference.rule import Numbers, bound_arguments, op_name
-from ..ir.program import mutates
+from ..ir.memory import mutates
 from ..ir.terms import Term, variables
 from ..ir.views import fitted
 from ..rewrite.slicing import Kept, term_indices, zero_tensor
@@ -76,7 +76,7 @@ class RestrictedInterpreter(ProgramInterpreter):
         if n in self.running:  # a removed entry adds nothing to a running sum, which goes on
             return result
         inputs = [self.env[x] for x in n.all_input_nodes if x.op != "get_attr"]
-        if mutates(n.target) and isinstance(result, Tensor):
+        if mutates(n) and isinstance(result, Tensor):
             return self._clear_in_place(self.graph_terms.get(n), result)
         return self._clear(self.graph_terms.get(n), result, inputs)
 

@@ -12,7 +12,8 @@ from torch import Tensor, fx
 from ...compiler.inference.branches import Branch
 from ...compiler.inference.graph import Graph
 from ...compiler.ir.drop import resolved
-from ...compiler.ir.program import output_values, written
+from ...compiler.ir.memory import written
+from ...compiler.ir.program import output_values
 from ...compiler.ir.terms import resolve
 from ...compiler.rewrite.folds import absorbable
 from ...compiler.rewrite.zero_branches import drop_of
@@ -128,7 +129,7 @@ class _Forks(ProgramInterpreter):
         self.sources = {source for pairs in self.at.values() for _, source in pairs}
         self.graph_of = graph
         # what an op in place may change is copied before
-        self.writes = any(written(n) is not None for n in self.nodes)
+        self.writes = any(written(n) for n in self.nodes)
 
     def values(self, flat: Sequence[Any]) -> Iterator[tuple[int, fx.Node, Tensor, list[Any]]]:
         """At each branch's result: its place, the node, its value, and per branch (it, source)."""
