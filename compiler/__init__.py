@@ -6,6 +6,7 @@ result = compiler.compile(model, (x,), target=compiler.Target(speedup=2.0))
 
 from .artifact.load import load
 from .capture.capture import capture
+from .check_pass import check_pass
 from .driver import compile
 from .errors import PrunecError
 from .inference.dimensions import Dimension
@@ -33,6 +34,7 @@ __all__ = [
     "Sweep",
     "Target",
     "capture",
+    "check_pass",
     "compile",
     "load",
     "op_rule",

@@ -244,6 +244,9 @@ def explain(
     members: Annotated[
         bool, typer.Option("--members", help="list all tensor axes of a dimension")
     ] = False,
+    text: Annotated[
+        bool, typer.Option("--graph", help="print the graph instead, with every axis's dimensions")
+    ] = False,
 ) -> None:
     """List every dimension of MODEL: kind, size, members, exact or norm-coupled, or why blocked."""
     source = open_model(model, inputs)
@@ -254,7 +257,7 @@ def explain(
         outputs=outputs,
         untie_tables=untie_tables,
     )
-    console.print(graph.explain(members), soft_wrap=True)
+    console.print(graph.text() if text else graph.explain(members), soft_wrap=True)
 
 
 @app.command()

@@ -21,6 +21,7 @@ from .capture.batches import forward_arguments
 from .compilation import Compilation
 from .errors import ArtifactError, ExportError, PlanError
 from .inference.graph import Graph
+from .inference.text import program_text
 from .measure.cost import Cost, cost
 from .measure.model_timing import compare_modules
 from .measure.timing import Comparison
@@ -96,6 +97,13 @@ class Result:
         """The example with the rows it was captured with: an export of one row would fix that."""
         program = self._state.graph.program
         return program.args, program.kwargs
+
+    def text(self) -> str:
+        """What the passes made: the dense program, its nodes and sizes, or before the rewrite the
+        graph with what the plan keeps of each dimension."""
+        if self._state.dense is not None:
+            return program_text(self._state.dense.program)
+        return self._state.graph.text(self.plan.kept)
 
     @checked()
     def verify(self, seed: int = 101, strict: bool = False) -> Verification:

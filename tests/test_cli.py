@@ -130,6 +130,13 @@ def test_explain_lists_dimensions(run: Run) -> None:
     assert "norm.running_var[0]" in run("explain", "@net", "--members").out
 
 
+def test_explain_prints_the_graph_with_its_terms(run: Run) -> None:
+    said = run("explain", "@net", "--graph")
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith("inputs\n  %0: f32[")
+    assert "first.weight: f32[first:channel(" in said.out
+
+
 def test_explain_takes_shapes_and_outputs(run: Run) -> None:
     assert "prunable dimensions: 2" in run("explain", "@shapeless", "--input", "3x8x8").out
     assert "prunable dimensions: 0" in run("explain", "@two").out

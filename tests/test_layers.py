@@ -52,6 +52,7 @@ LAYERS = (
         "rounds",
         "passmanager",
         "result",
+        "check_pass",
         "recipe",
         "resume",
     ),

@@ -17,7 +17,7 @@ from ..errors import CaptureError
 from ..inference.rule import op_name
 from ..ir.call_inputs import TensorInput
 from ..ir.program import Program, is_symbolic
-from ..ir.size_terms import names_in
+from ..ir.size_terms import Condition, names_in
 from .copies import copy_sharing
 from .examples import copied_call
 from .untouched import copy_on_write, untouched
@@ -109,28 +109,32 @@ def _holds_for_more(other: Program, program: Program) -> bool:
     if free != known or program.call is None:
         return free > known
     bounds, fewer = (len(p.call.describe()) if p.call is not None else 0 for p in (program, other))
-    return fewer < bounds and not _has_room(program)
+    return fewer < bounds and not _has_room(program, other)
 
 
-def _has_room(program: Program) -> bool:
-    """Whether sizes beyond those of the example are captured, wherever there is a bound."""
-    assert program.call is not None
+def _has_room(program: Program, other: Program) -> bool:
+    """Whether sizes beyond those of the example are captured, wherever there is a bound that the
+    other does not have."""
+    call, free = program.call, other.call
+    assert call is not None
     longer: dict[str, int] = {}
-    for spec, value in zip(program.call.inputs, program.flat_inputs(), strict=True):
-        for size, given in (
-            zip(spec.axes, value.shape, strict=True) if isinstance(spec, TensorInput) else ()
-        ):
+    for spec, value in zip(call.inputs, program.flat_inputs(), strict=True):
+        axes = zip(spec.axes, value.shape, strict=True) if isinstance(spec, TensorInput) else ()
+        for size, given in axes:
             if size.symbol:
                 longer[size.symbol] = (given - size.offset) // size.factor + 1
-    known = [
-        c for c in program.call.conditions if names_in(c.left) | names_in(c.right) <= longer.keys()
-    ]
-    spans = [
-        (span.high, longer[name]) for name, span in program.call.ranges.items() if name in longer
-    ]
-    return all(high is None or size <= high for high, size in spans) and all(
-        condition.relation in ("<", "<=") and condition.holds(longer) for condition in known
-    )
+    shared = free.conditions if free is not None else ()
+    for condition in call.conditions:
+        if condition in shared or _names(condition) - longer.keys():
+            continue
+        if condition.relation not in ("<", "<=") or not condition.holds(longer):
+            return False
+    highest = {name: span.high for name, span in call.ranges.items()}
+    return all(size <= (highest.get(name) or size) for name, size in longer.items())
+
+
+def _names(condition: Condition) -> set[str]:
+    return {*names_in(condition.left), *names_in(condition.right)}
 
 
 def _candidates(model: nn.Module, sizes: set[int]) -> Iterator[tuple[str, Any, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -128,10 +128,13 @@ class Graph:
         """
         return explain_table(self.program, self.inference, self.dimensions, members)
 
-    def text(self) -> str:
-        """The graph, node by node, with the terms of every axis: stable for a given model."""
+    def text(self, kept: Mapping[str, Sequence[int]] | None = None) -> str:
+        """The graph, node by node, with the terms of every axis: stable for a given model. `kept`:
+        the entries of dimensions that a plan keeps."""
         names = {d.var: name for name, d in self.dimensions.items() if d.var is not None}
-        return program_text(self.program, self.inference.tensors, self.inference.terms, names)
+        known = {v: len(kept[n]) for v, n in names.items() if n in kept} if kept else {}
+        terms = self.inference.tensors, self.inference.terms
+        return program_text(self.program, *terms, names, known)
 
     def __repr__(self) -> str:
         nodes = len(self.program.graph.nodes)

@@ -8,8 +8,8 @@
       %1 = linear(%0, up.weight, up.bias)  f32[3, up:hidden(16)]
       return %1
 
-An axis is a dimension with its size, a fixed size, factors `a(2)*b(3)`, parts `a(2)|b(3)`, or
-entries `a(4)[...]` taken by an index.
+An axis is a dimension with its size (and how many of it a plan keeps, `(16->8)`), a fixed size,
+factors `a(2)*b(3)`, parts `(a(2)|b(3))`, or entries `a(6)[4]` taken by an index.
 """
 
 from __future__ import annotations
@@ -33,10 +33,12 @@ def program_text(
     tensors: Mapping[str, list[Term]] | None = None,
     values: Mapping[fx.Node, Any] | None = None,
     names: Mapping[Var, str] | None = None,
+    kept: Mapping[Var, int] | None = None,
 ) -> str:
     """The text of a program. `tensors`, `values`: the terms of its tensors and of what its nodes
-    yield; without them axes are sizes. `names`: of the dimensions."""
-    return _Printer(program, tensors or {}, values or {}, names or {}).text()
+    yield; without them the sizes of tensors. `names`: of the dimensions.
+    `kept`: how many entries of a dimension are planned to stay."""
+    return _Printer(program, tensors or {}, values, names or {}, kept or {}).text()
 
 
 class _Printer:
@@ -44,10 +46,12 @@ class _Printer:
         self,
         program: Program,
         tensors: Mapping[str, list[Term]],
-        values: Mapping[fx.Node, Any],
+        values: Mapping[fx.Node, Any] | None,
         names: Mapping[Var, str],
+        kept: Mapping[Var, int],
     ) -> None:
-        self.program, self.tensors, self.values, self.names = program, tensors, values, names
+        self.program, self.tensors, self.values = program, tensors, values
+        self.names, self.kept = names, kept
         self.labels: dict[fx.Node, str] = {}
 
     def text(self) -> str:
@@ -55,8 +59,8 @@ class _Printer:
         for node in self.program.graph.nodes:
             if node.op == "get_attr":
                 self.labels[node] = str(node.target)
-                read[str(node.target)] = None
                 continue
+            read |= {self.labels[x]: None for x in node.all_input_nodes if x.op == "get_attr"}
             label = self.labels[node] = f"%{sum(x.startswith('%') for x in self.labels.values())}"
             if node.op == "placeholder":
                 inputs.append(f"  {label}: {self._value(node)}")
@@ -73,6 +77,8 @@ class _Printer:
         return _typed(tensor.dtype, self._axes(list(tensor.shape), self.tensors.get(name)))
 
     def _value(self, node: fx.Node) -> str:
+        if self.values is None:  # nodes that were rewritten tell the shapes of before
+            return self._shown(fake_value(node), None) if node.op == "placeholder" else ""
         return self._shown(fake_value(node), self.values.get(node))
 
     def _shown(self, value: Any, terms: Any) -> str:
@@ -92,7 +98,8 @@ class _Printer:
     def _term(self, term: Term) -> str:
         term = resolve(term)
         if isinstance(term, Var):
-            return f"{self.names.get(term, '?')}({term.size})"
+            kept = f"->{self.kept[term]}" if term in self.kept else ""
+            return f"{self.names.get(term, '?')}({term.size}{kept})"
         if isinstance(term, Product):
             return "*".join(self._term(factor) for factor in term.factors)
         if isinstance(term, Concat):
@@ -112,7 +119,9 @@ class _Printer:
         if isinstance(value, (tuple, list)):
             return f"[{', '.join(map(self._argument, value))}]"
         if isinstance(value, torch.dtype):
-            return _kind(value)
+            return dtype_word(value)
+        if isinstance(value, str) and not value.isidentifier():
+            return repr(value)
         return str(value)
 
 
@@ -127,10 +136,10 @@ def _operator(target: Any) -> str:
 
 
 def _typed(dtype: torch.dtype, axes: list[str]) -> str:
-    return f"{_kind(dtype)}[{', '.join(axes)}]"
+    return f"{dtype_word(dtype)}[{', '.join(axes)}]"
 
 
-def _kind(dtype: torch.dtype) -> str:
+def dtype_word(dtype: torch.dtype) -> str:
     """float32 -> f32."""
     name = str(dtype).removeprefix("torch.")
     match = re.fullmatch(r"([a-z]+)(\d+)", name)
